@@ -1,0 +1,1 @@
+"""Videos in, shards out: every annotator is one file, one model, one small class."""

@@ -1,0 +1,1 @@
+"""Depth along the optical axis, valid where it is known."""

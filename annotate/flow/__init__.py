@@ -1,0 +1,1 @@
+"""Optical flow between any two frames of a clip."""

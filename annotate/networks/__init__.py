@@ -1,0 +1,1 @@
+"""The torch modules of published annotators, loading the published checkpoints."""

@@ -1,0 +1,1 @@
+"""One file a check: a score stored with the clip, and a threshold that may move later."""

@@ -1,0 +1,85 @@
+"""Knobs: what people write. A recipe is a value of such a model, in Python or YAML, overridden with `--set a.b=value`."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Knobs(BaseModel):
+    """Frozen settings of one thing. A misspelt knob is refused with its path."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def changed(self, **updates: Any) -> "Knobs":
+        """A validated copy (pydantic's own `model_copy` does not validate)."""
+        return type(self).model_validate(self.model_dump() | updates)
+
+
+R = TypeVar("R", bound=Knobs)
+
+
+def load(model: type[R], base: R | Path | dict[str, Any], overrides: list[str] = []) -> R:  # noqa: B006
+    """A recipe from a value, a YAML file or a plain mapping, with `path.to.knob=value` overrides, validated once more.
+
+    Raises ValueError with one sentence that names the knob, what was found and what was expected.
+    """
+    name, tree = _tree(base)
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(f"{name}: {_sentence(error)}") from None
+
+
+def dump(recipe: Knobs) -> str:
+    """YAML that `load` turns back into an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _tree(base: Knobs | Path | dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    if isinstance(base, Knobs):
+        return "recipe", base.model_dump(mode="json")
+    if isinstance(base, dict):
+        return "recipe", yaml.safe_load(yaml.safe_dump(base))
+    try:
+        tree = yaml.safe_load(base.read_text())
+    except OSError as error:
+        raise ValueError(f"{base}: {error.strerror}, expected a recipe in YAML") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{base}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{base}: holds {type(tree).__name__}, expected a mapping of knobs")
+    return str(base), tree
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ValueError(f"--set {override}: expected path.to.knob=value")
+    *parents, last = path.split(".")
+    node = tree
+    for depth, name in enumerate(parents, 1):
+        child = node.get(name)
+        if child is None:
+            child = node[name] = {}
+        if not isinstance(child, dict):
+            raise ValueError(f"--set {override}: {'.'.join(parents[:depth])} is a value, not a group of knobs")
+        node = child
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"--set {override}: {text!r} is not a YAML value") from None
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"]) or "the recipe"
+    if first["type"] == "extra_forbidden":
+        return f"unknown knob {path}"
+    found = first.get("input")
+    shown = f", found {found!r}" if not isinstance(found, dict | BaseModel) else ""
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}{shown}{more}"

@@ -1,0 +1,1 @@
+"""Shards in, weights out."""

@@ -1,0 +1,1 @@
+"""The widened DiT and the temporal DPT."""
