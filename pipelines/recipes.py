@@ -1,0 +1,61 @@
+"""Recipes: which annotators with which knobs. Each is a value; a new one derives from another and changes what differs.
+
+Adding an annotator is its file and its name in one of the unions below; there is no other registry.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from annotate.cameras.flow_ba import FlowBA
+from annotate.cut import Cut
+from annotate.depth.geometry_crafter import GeometryCrafter
+from annotate.depth.moge import MoGe
+from annotate.depth.multiview import Multiview
+from annotate.flow.dis import Dis
+from annotate.flow.sea_raft import SeaRaft
+from annotate.motion import Motion
+from annotate.screen import Screen
+from pipelines.fleet_knobs import Fleet
+from shared.knobs import Knobs, load
+from shared.shards import Store
+
+FlowChoice = Annotated[Dis | SeaRaft, Field(discriminator="kind")]
+CamerasChoice = Annotated[FlowBA, Field()]
+DepthChoice = Annotated[Multiview | MoGe | GeometryCrafter, Field(discriminator="kind")]
+
+
+class AnnotateRecipe(Knobs):
+    """From videos to shards."""
+
+    cut: Cut = Cut()
+    screen: Screen = Screen()
+    flow: FlowChoice = Dis()
+    cameras: CamerasChoice = FlowBA()
+    depth: DepthChoice = Multiview()
+    motion: Motion = Motion()
+    store: Store = Store()
+    fleet: Fleet = Fleet()
+
+
+ANNOTATE = {
+    "embedded": AnnotateRecipe(),
+    "open": AnnotateRecipe(cut=Cut(height=480, width=720), flow=SeaRaft(), depth=MoGe()),
+    "paper": AnnotateRecipe(cut=Cut(height=480, width=720), flow=SeaRaft(), depth=GeometryCrafter()),
+}
+"""`embedded` needs no weights and runs on a CPU; `open` allows commercial use; `paper` is as the paper labels real video."""
+
+
+def annotate_recipe(name_or_file: str, overrides: list[str]) -> AnnotateRecipe:
+    """A built-in recipe or a YAML file, with `--set` overrides."""
+    return load(AnnotateRecipe, _base(name_or_file, ANNOTATE), overrides)
+
+
+def _base(name_or_file: str, built_in: dict) -> Knobs | Path:
+    if name_or_file in built_in:
+        return built_in[name_or_file]
+    path = Path(name_or_file)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    raise ValueError(f"recipe {name_or_file!r}: expected one of {', '.join(built_in)}, or a .yaml file")
