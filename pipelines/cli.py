@@ -1,0 +1,154 @@
+"""The command line. Nothing heavy is imported here: `worldreel --help` answers at once."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Videos in; clips with depth, pointmaps, cameras, flow, scene flow and motion masks out; a WorldReel model trained on them.",
+)
+evaluate_app = typer.Typer(
+    no_args_is_help=True, help="Measure labels against truth, or a model against its task."
+)
+app.add_typer(evaluate_app, name="evaluate")
+
+Source = Annotated[
+    str, typer.Argument(help="A video, a folder, a glob, a list (.txt, .csv, .parquet), s3:// or gs://.")
+]
+Out = Annotated[str, typer.Argument(help="The run's folder: a path, s3:// or gs://.")]
+Run = Annotated[str, typer.Argument(help="The training run's folder.")]
+Set = Annotated[list[str], typer.Option("--set", help="Turn one knob: --set cut.fps=12. May be repeated.")]
+Address = Annotated[str | None, typer.Option(help="An existing Ray cluster; without it, this machine.")]
+
+
+@app.command()
+def annotate(
+    source: Source,
+    out: Out,
+    recipe: Annotated[str, typer.Option(help="embedded, open, paper, or a .yaml file.")] = "embedded",
+    set_: Set = [],  # noqa: B006
+    address: Address = None,
+    inline: Annotated[bool, typer.Option("--inline", help="In this process, for debugging: no Ray.")] = False,
+    retry: Annotated[str | None, typer.Option(help="Try again what is `failed` or `quarantined`.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most this many videos.")] = None,
+) -> None:
+    """Cut videos into clips and annotate them into sharded WebDataset tars. Run it again to go on where it was."""
+    from pipelines import annotation, recipes
+
+    knobs = recipes.annotate_recipe(recipe, set_)
+    annotation.annotate(source, out, knobs, inline=inline, address=address, retry=retry, limit=limit)
+
+
+@app.command()
+def curate(
+    out: Out,
+    recipe: Annotated[str, typer.Option(help="default, or a .yaml file.")] = "default",
+    set_: Set = [],  # noqa: B006
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change; write nothing.")] = False,
+    explain: Annotated[str | None, typer.Option(help="Every score and verdict of one clip.")] = None,
+    materialize: Annotated[
+        str | None, typer.Option(help="Also pack the kept clips into new shards here.")
+    ] = None,
+) -> None:
+    """Decide which clips to keep, with reasons, and write selection.parquet and report/index.html."""
+    from pipelines import curation, recipes
+
+    knobs = recipes.curate_recipe(recipe, set_)
+    curation.curate(out, knobs, dry_run=dry_run, explain=explain, materialize=materialize)
+
+
+@app.command()
+def train(
+    out: Out,
+    run: Run,
+    recipe: Annotated[str, typer.Option(help="tiny, paper, or a .yaml file.")] = "tiny",
+    set_: Set = [],  # noqa: B006
+) -> None:
+    """Train the widened DiT and the temporal DPT on the selected clips. Run it again to resume; use torchrun for several GPUs."""
+    from pipelines import recipes, training
+
+    training.train(out, run, recipes.train_recipe(recipe, set_))
+
+
+@app.command()
+def generate(
+    run: Run,
+    out: Out,
+    image: Annotated[str, typer.Option(help="The first frame.")],
+    prompt: Annotated[str, typer.Option(help="What happens.")] = "",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same world.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
+    guidance: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance; 1 is off.")] = 6.0,
+) -> None:
+    """From one image and a prompt: a video with depth, pointmaps, cameras, scene flow and masks of one world."""
+    from pipelines import training
+
+    training.generate(run, out, image, prompt, seed=seed, steps=steps, guidance=guidance)
+
+
+@evaluate_app.command("labels")
+def evaluate_labels(
+    pred: Annotated[str, typer.Argument(help="A run's folder with labels to judge.")],
+    truth: Annotated[str, typer.Argument(help="A run's folder, or a folder of truth .npz files.")],
+    json_: Annotated[str | None, typer.Option("--json", help="Also write the numbers here.")] = None,
+) -> None:
+    """Depth, cameras, flow, scene flow and masks against truth, per clip and in total."""
+    from pipelines import evaluate
+
+    evaluate.print_labels(pred, truth, json_)
+
+
+@app.command()
+def status(
+    out: Out,
+    json_: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """What a run has done so far, read from its files alone."""
+    from pipelines import status as status_
+
+    status_.show(out, as_json=json_)
+
+
+@app.command()
+def look(
+    out: Out,
+    clip: Annotated[str | None, typer.Argument(help="A clip id; the first clip without.")] = None,
+    to: Annotated[str, typer.Option(help="The folder to write.")] = "look",
+) -> None:
+    """Write one clip as a static page: RGB, depth, flow and motion under one scrubber, and its points as .ply."""
+    from pipelines import look as look_
+
+    look_.look(out, clip, to)
+
+
+@app.command()
+def demo(
+    folder: Annotated[str, typer.Argument(help="Where the demo's outputs go.")] = "demo",
+) -> None:
+    """The whole road on a real video that ships inside a package: annotate, curate, train, generate."""
+    from pipelines import demo as demo_
+
+    demo_.demo(folder)
+
+
+def main() -> None:
+    """Run the command; every refusal is one sentence on stderr and a non-zero exit."""
+    try:
+        app()
+    except ValueError as refusal:
+        print(f"worldreel: {refusal}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        print(f"worldreel: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("worldreel: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
