@@ -11,9 +11,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Videos in; clips with depth, pointmaps, cameras, flow, scene flow and motion masks out; a WorldReel model trained on them.",
 )
-evaluate_app = typer.Typer(
-    no_args_is_help=True, help="Measure labels against truth, or a model against its task."
-)
+evaluate_app = typer.Typer(no_args_is_help=True, help="Measure labels against truth, or a model against its task.")
 app.add_typer(evaluate_app, name="evaluate")
 
 Source = Annotated[
@@ -50,9 +48,7 @@ def curate(
     set_: Set = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change; write nothing.")] = False,
     explain: Annotated[str | None, typer.Option(help="Every score and verdict of one clip.")] = None,
-    materialize: Annotated[
-        str | None, typer.Option(help="Also pack the kept clips into new shards here.")
-    ] = None,
+    materialize: Annotated[str | None, typer.Option(help="Also pack the kept clips into new shards here.")] = None,
 ) -> None:
     """Decide which clips to keep, with reasons, and write selection.parquet and report/index.html."""
     from pipelines import curation, recipes

@@ -17,9 +17,7 @@ def pixel_centers(height: int, width: int, like: Tensor | None = None) -> Float[
     return torch.stack((u, v), dim=-1)
 
 
-def project(
-    p_cam: Float[Tensor, "*#batch 3"], intrinsics: Float[Tensor, "*#batch 4"]
-) -> Float[Tensor, "*batch 2"]:
+def project(p_cam: Float[Tensor, "*#batch 3"], intrinsics: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*batch 2"]:
     """Where camera-frame points land, in pixels. Points with z <= 0 are behind the camera: the caller masks them."""
     focal, center = intrinsics[..., :2], intrinsics[..., 2:]
     return focal * p_cam[..., :2] / p_cam[..., 2:] + center

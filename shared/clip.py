@@ -65,9 +65,7 @@ class Cameras:
         rotation = self.world_from_cam[:, :3, :3]
         off = np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max(initial=0)
         if off > 1e-4 or (np.linalg.det(rotation) < 0).any():
-            raise ValueError(
-                f"cameras from {self.source} hold no rotation: R Rᵀ is {off:.2g} away from the identity"
-            )
+            raise ValueError(f"cameras from {self.source} hold no rotation: R Rᵀ is {off:.2g} away from the identity")
         if np.abs(self.world_from_cam[:, 3] - (0, 0, 0, 1)).max(initial=0) > 0:
             raise ValueError(f"cameras from {self.source}: the last row of a pose is not (0, 0, 0, 1)")
 

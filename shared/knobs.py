@@ -66,9 +66,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[name] = {}
         if not isinstance(child, dict):
-            raise ValueError(
-                f"--set {override}: {'.'.join(parents[:depth])} is a value, not a group of knobs"
-            )
+            raise ValueError(f"--set {override}: {'.'.join(parents[:depth])} is a value, not a group of knobs")
         node = child
     try:
         node[last] = yaml.safe_load(text)
