@@ -9,7 +9,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Videos in; clips with depth, pointmaps, cameras, flow, scene flow and motion masks out; a WorldReel model trained on them.",
+    help="Videos in; clips with depth, cameras, flow, scene flow and motion masks out; a WorldReel model trained on them.",
 )
 evaluate_app = typer.Typer(no_args_is_help=True, help="Measure labels against truth, or a model against its task.")
 app.add_typer(evaluate_app, name="evaluate")

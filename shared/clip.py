@@ -1,7 +1,7 @@
 """The value that flows through every stage: a clip, and what is known of it.
 
-A `Clip` is pixels and where they came from. An `AnnotatedClip` is a clip with at most one `Depth`, `Cameras`, `Flow`, ... Annotators
-fill its empty slots; a data set with truth brings some of them filled.
+A `Clip` is pixels and where they came from. An `AnnotatedClip` is a clip with at most one `Depth`, `Cameras`, `Flow`, ...
+Annotators fill its empty slots; a data set with truth brings some of them filled.
 """
 
 from collections.abc import Mapping
