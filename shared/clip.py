@@ -6,7 +6,7 @@ Annotators fill its empty slots; a data set with truth brings some of them fille
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
@@ -166,11 +166,11 @@ class AnnotatedClip(Clip):
             raise ValueError(f"{self.id}: {name} is {found}, the frames ask for {expected}")
 
     @classmethod
-    def of(cls, clip: Clip, **parts: Any) -> Self:
+    def of(cls, clip: Clip, **parts: Any) -> "AnnotatedClip":
         """The clip with these slots filled."""
         return cls(**{f.name: getattr(clip, f.name) for f in fields(clip)} | parts)
 
-    def with_(self, *, scores: Mapping[str, float] | None = None, **parts: Any) -> Self:
+    def with_(self, *, scores: Mapping[str, float] | None = None, **parts: Any) -> "AnnotatedClip":
         """The clip with these slots filled or replaced; `scores` are added to those it has."""
         return replace(self, scores={**self.scores, **(scores or {})}, **parts)
 
