@@ -1,0 +1,292 @@
+"""PyAV, and all we know of it: what a video file holds, and its frames, exactly or not at all.
+
+A decoder that seeks can hand out the wrong frame, and a damaged file decodes to wrong pixels without an error. So every window is
+checked against the presentation timestamps (pts) of the file's packets, and decoding is strict (`err_detect=explode`).
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import av.container
+import av.sidedata.sidedata
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from jaxtyping import Int64, UInt8
+
+from shared import buckets, files
+
+MAX_SIDE_PX = 8192
+MAX_PIXELS = 8192 * 4320
+"""Larger pictures are refused before one is decoded: an 8K frame with its references already takes a gigabyte."""
+
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,m4v,h264,hevc,obu,ivf"
+"""No playlists (they name other files), no still pictures, no text: FFmpeg has demuxers that read those as videos."""
+_BACK_OFF_SECONDS = (0.0, 2.0, 8.0, None)
+"""How far before the wanted frames a seek aims; None: from the beginning, without a seek."""
+_PACKETS_UNTIL_A_FRAME = 300
+_LOCAL_BUFFER_BYTES = 1 << 15
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Facts:
+    """What one demuxing of the file and its first frame tell."""
+
+    time_base: Fraction
+    fps: float | None
+    """As the container states it."""
+    coded_height: int
+    coded_width: int
+    rotation: int
+    """Counter-clockwise degrees that turn the coded picture upright: 0, 90, 180 or 270."""
+    pixel_aspect: float
+    """Width of a coded pixel over its height."""
+    num_packets: int
+    pts: Int64[np.ndarray, " N"]
+    """Of every shown frame, in showing order; with gaps or repetitions where not `indexed`."""
+    indexed: bool
+    """True: every packet has a pts of its own."""
+    closed_gops: bool
+    """True: no frame is shown before the key frame that it is decoded after."""
+    promised_seconds: float | None
+    found_seconds: float
+    num_bytes: int
+    """Of the video stream's packets."""
+    digest: str
+    """Of the packets' times and sizes, so that another video under the same name is another."""
+
+
+@contextlib.contextmanager
+def opened(uri: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The container and its first video stream, strict, on one thread; closed on leaving. Open it in the process that reads.
+
+    Raises ValueError, one sentence, for what is no video. Trouble on the way to a bucket stays an OSError.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            container = stack.enter_context(_container(uri, stack))
+        except (av.FFmpegError, FileNotFoundError, IsADirectoryError) as error:
+            raise ValueError(f"{uri}: {_why_not(error)}, expected a video file") from None
+        if not container.streams.video:
+            kinds = " and ".join(sorted({stream.type for stream in container.streams})) or "no streams"
+            raise ValueError(f"{uri}: holds only {kinds}, expected a video stream")
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        if max(context.width, context.height) > MAX_SIDE_PX or context.width * context.height > MAX_PIXELS:
+            raise ValueError(
+                f"{uri}: declares pictures of {context.width} x {context.height}, "
+                f"expected at most {MAX_SIDE_PX} px a side and {MAX_PIXELS} px in all"
+            )
+        context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
+        context.thread_count = 1  # with frame threads a cut-off file ends silently
+        yield container, stream
+
+
+def look(uri: str) -> Facts:
+    """Reads every packet of the file and decodes its first frame. Raises ValueError, one sentence, for what is no video."""
+    with opened(uri) as (container, stream):
+        packets, first = _Packets(container, stream), None
+        for packet in packets:
+            if first is None and len(packets.pts) <= _PACKETS_UNTIL_A_FRAME:
+                first = _first_frame(packet)
+        if first is None:
+            raise ValueError(f"{uri}: no frame of its {stream.codec_context.name} stream can be decoded")
+        pts = np.array([p for p in packets.pts if p is not None], np.int64)
+        return Facts(
+            time_base=Fraction(stream.time_base or Fraction(1, 1_000_000)),
+            fps=float(rate) if (rate := stream.average_rate or stream.guessed_rate) else None,
+            coded_height=first.height,
+            coded_width=first.width,
+            rotation=_rotation(uri, first),
+            pixel_aspect=float(stream.sample_aspect_ratio or 1),
+            num_packets=len(packets.pts),
+            pts=np.sort(pts),
+            indexed=len(pts) > 0 and len(np.unique(pts)) == len(packets.pts),
+            closed_gops=packets.closed_gops,
+            promised_seconds=packets.promised_seconds(),
+            found_seconds=packets.found_seconds(),
+            num_bytes=packets.num_bytes,
+            digest=packets.digest.hexdigest(),
+        )
+
+
+class Damaged(Exception):
+    """A pass over the file ended before its end."""
+
+
+def strict(uri: str) -> Iterator[av.VideoFrame]:
+    """Every frame from the beginning, as the decoder emits them; `Damaged` at the first damage or change of size."""
+    with opened(uri) as (container, stream):
+        size = None
+        try:
+            for frame in container.decode(stream):
+                if size not in (None, (frame.height, frame.width)):
+                    raise Damaged(f"changes its size to {frame.width} x {frame.height}")
+                size = frame.height, frame.width
+                yield frame
+        except av.FFmpegError as error:
+            raise Damaged(str(error)) from None
+
+
+def window(
+    uri: str, index: Int64[np.ndarray, " N"], first: int, last: int, take: Callable[[int, av.VideoFrame], Any]
+) -> bool:
+    """Hands frames `first` to `last` to `take(number, frame)`, and says whether they were exactly the frames asked for.
+
+    A failed attempt starts over further ahead, so `take` may see a number more than once: the last call counts.
+    """
+    run = index[first : last + 1]
+    for back_seconds in _BACK_OFF_SECONDS:
+        with opened(uri) as (container, stream):
+            if back_seconds is not None:
+                aim = int(run[0]) - round(back_seconds / (stream.time_base or 1))
+                container.seek(max(int(index[0]), aim), stream=stream)
+            if _runs_through(container.decode(stream), run, first, take):
+                return True
+    return False
+
+
+def _runs_through(
+    frames: Iterator[av.VideoFrame],
+    run: Int64[np.ndarray, " N"],
+    first: int,
+    take: Callable[[int, av.VideoFrame], Any],
+) -> bool:
+    found = 0
+    try:
+        for frame in frames:
+            if frame.pts is None or (found == 0 and frame.pts > run[0]):
+                return False
+            if frame.pts < run[0]:
+                continue
+            if frame.pts != run[found]:
+                return False
+            take(first + found, frame)
+            found += 1
+            if found == len(run):
+                return True
+    except av.FFmpegError:
+        return False
+    return False
+
+
+def upright(frame: av.VideoFrame, rotation: int) -> UInt8[np.ndarray, "H W 3"]:
+    """RGB of a frame, turned by `rotation` counter-clockwise degrees."""
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), rotation // 90 % 4))
+
+
+class Shrink:
+    """Upright frames at about `pixels` pixels, gray or BGR, each pixel an area mean."""
+
+    def __init__(self, pixels: int, rotation: int) -> None:
+        self._pixels, self._turns = pixels, rotation // 90 % 4
+        self._swscale = VideoReformatter()
+
+    def gray(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w"]:
+        return self._small(frame, "gray")
+
+    def bgr(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+        return self._small(frame, "bgr24")
+
+    def _small(self, frame: av.VideoFrame, pixel_format: str) -> np.ndarray:
+        scale = (self._pixels / (frame.width * frame.height)) ** 0.5
+        width, height = max(round(frame.width * scale), 8), max(round(frame.height * scale), 8)
+        small = self._swscale.reformat(frame, width, height, pixel_format, interpolation="AREA")
+        return np.ascontiguousarray(np.rot90(small.to_ndarray(), self._turns))
+
+
+class _Packets:
+    """Walks the packets of the video stream and keeps count of what they say."""
+
+    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
+        self._container, self._stream = container, stream
+        self.pts: list[int | None] = []
+        self.num_bytes, self.closed_gops = 0, True
+        self.digest = hashlib.blake2b(digest_size=16)
+        self._start: float | None = None
+        self._video_end = self._any_end = 0.0
+
+    def __iter__(self) -> Iterator[av.Packet]:
+        """Packets of the video stream, the empty one that flushes the decoder last. Ends early where the file is torn."""
+        # without a duration of its own the stream is judged by the container's, which the longest stream sets
+        streams = [self._stream] if self._stream.duration else list(self._container.streams)
+        key_pts: int | None = None
+        with contextlib.suppress(av.FFmpegError):
+            for packet in self._container.demux(streams):
+                self._time(packet)
+                if packet.stream_index != self._stream.index:
+                    continue
+                if packet.size and not packet.is_discard:
+                    self.pts.append(packet.pts)
+                    self.num_bytes += packet.size
+                    self.digest.update(f"{packet.pts} {packet.size};".encode())
+                    if packet.is_keyframe:
+                        key_pts = packet.pts
+                    elif packet.pts is not None and key_pts is not None and packet.pts < key_pts:
+                        self.closed_gops = False
+                yield packet
+
+    def _time(self, packet: av.Packet) -> None:
+        if packet.pts is None or packet.time_base is None:
+            return
+        start = float(packet.pts * packet.time_base)
+        end = start + float((packet.duration or 0) * packet.time_base)
+        self._any_end = max(self._any_end, end)
+        if packet.stream_index == self._stream.index:
+            self._start = start if self._start is None else min(start, self._start)
+            self._video_end = max(self._video_end, end)
+
+    def promised_seconds(self) -> float | None:
+        """As the stream declares, else the container."""
+        if self._stream.duration and self._stream.time_base:
+            return float(self._stream.duration * self._stream.time_base)
+        return self._container.duration / av.time_base if self._container.duration else None
+
+    def found_seconds(self) -> float:
+        """What the packets cover of the promise."""
+        return (self._video_end if self._stream.duration else self._any_end) - (self._start or 0.0)
+
+
+def _container(uri: str, stack: contextlib.ExitStack) -> av.container.InputContainer:
+    remote = files.is_remote(uri)
+    return av.open(
+        stack.enter_context(files.open_input(uri)) if remote else buckets.split(uri)[1],
+        mode="r",
+        container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+        options={"max_pixels": str(MAX_PIXELS)},
+        metadata_errors="replace",
+        buffer_size=files.READ_AHEAD_BYTES if remote else _LOCAL_BUFFER_BYTES,
+    )
+
+
+def _why_not(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, IsADirectoryError):
+        return "is a directory"
+    if isinstance(error, PermissionError):
+        return "may not be read"
+    return "not a video container that we read (mp4, mov, mkv, webm, avi, ts, mpg, ...), or its header is cut off"
+
+
+def _first_frame(packet: av.Packet) -> av.VideoFrame | None:
+    try:
+        frames = packet.decode()
+    except av.FFmpegError:
+        return None  # a recording may start between two key frames
+    return frames[0] if frames else None
+
+
+def _rotation(uri: str, frame: av.VideoFrame) -> int:
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
+        a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()
+        if a * d - b * c < 0:
+            raise ValueError(f"{uri}: its pictures are to be shown mirrored, expected a rotation only")
+    if frame.rotation % 90:
+        raise ValueError(f"{uri}: its pictures are to be turned by {frame.rotation} degrees, expected a multiple of 90")
+    return frame.rotation % 360
