@@ -103,7 +103,7 @@ def clip(
         id=f"scene-{kind}-{frames}x{height}x{width}-f{round(focal)}-s{seed}",
         rgb=render(world, height, width),
         fps=8.0,
-        source=f"scene://{kind}/{seed}",
+        source=f"scene://{kind}-{seed}",
         frames=np.arange(frames),
         caption="a box moves through a room",
         licence="CC0-1.0",
@@ -151,7 +151,7 @@ def visible(
 
 
 def build(kind: str, *, frames: int, height: int, width: int, focal: float, seed: int) -> World:
-    """The world of this kind. Speeds are per frame, so a longer clip travels farther, and the middle frame is the same."""
+    """The world of this kind. Speeds are per frame, so a longer clip travels farther."""
     if kind not in KINDS:
         raise ValueError(f"scene {kind!r}: expected one of {', '.join(KINDS)}")
     rng = np.random.default_rng([seed, KINDS.index(kind)])
@@ -180,8 +180,10 @@ def _camera(kind: str, i: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         turning = kind == "pure_rotation"
         yaw, pitch = 0.3 * pace * i, 2.0 * np.sin(i / 12)
         return _poses(zero, zero, zero, yaw_deg=yaw * turning, pitch_deg=pitch * turning)
+    # without turning, no focal length can be told from another; the first camera looks along the stage's axes
+    yaw, pitch = 2.5 * (np.sin(i / 9) - np.sin(i[0] / 9)), 1.2 * (np.sin(i / 13) - np.sin(i[0] / 13))
     if kind == "dolly":
-        return _poses(zero, zero, 0.03 * pace * i)
+        return _poses(zero, zero, 0.03 * pace * i, yaw_deg=yaw, pitch_deg=pitch)
     if kind == "orbit":
         angle = np.radians(0.6 * pace * i)
         x, z = -4.0 * np.sin(angle), 4.0 - 4.0 * np.cos(angle)
@@ -191,7 +193,7 @@ def _camera(kind: str, i: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         x, y, z = 0.18 * wobble[0] + 0.008 * i, 0.12 * wobble[1], 0.18 * wobble[2] + 0.006 * i
         return _poses(x, y, z, yaw_deg=3 * wobble[3], pitch_deg=2 * wobble[4], roll_deg=1.5 * wobble[5])
     slant = 18.0 if kind == "planar" else 0.0
-    return _poses(0.03 * pace * i, zero, zero, yaw_deg=zero + slant)
+    return _poses(0.03 * pace * i, zero, zero, yaw_deg=yaw + slant, pitch_deg=pitch)
 
 
 def _wobble(i: np.ndarray, rng: np.random.Generator) -> np.ndarray:
