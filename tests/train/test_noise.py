@@ -26,5 +26,5 @@ def test_uniform_and_integers_cover_their_range():
     assert 0 <= uniform.min() < 0.01
     assert 0.99 < uniform.max() < 1
     assert abs(integers.double().mean() - 499.5) < 3 * 289 / 4000**0.5
-    assert 0 <= integers.min()
+    assert integers.min() >= 0
     assert integers.max() <= 999

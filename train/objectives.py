@@ -1,0 +1,143 @@
+"""What each stage minimizes: one function a stage, from a batch to its losses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from train import diffusion, latents
+from train.losses import diffusion as diffusion_loss
+from train.losses import terms
+from train.models import dit
+from train.models.parts import Models
+from train.noise import Noise
+from train.sample import Batch
+from train.stages import Compressor, Decoder, Generator, Joint, SelfSupervised
+
+Losses = dict[str, Tensor]
+
+
+def generator(stage: Generator, models: Models, batch: Batch, noise: Noise, total_weight: Tensor | None) -> Losses:
+    """L_diff."""
+    denoised = _denoise(stage, models, batch, noise)
+    return _means(denoised.terms, _sum(denoised.terms), batch, total_weight)
+
+
+def decoder(stage: Decoder, models: Models, batch: Batch, total_weight: Tensor | None) -> Losses:
+    """L_dpt on the mean of the clean latent."""
+    predicted = models.dpt(_clean(models, batch))
+    found = terms.decoding(stage.decoding, predicted, batch)
+    return _means(found, terms.weighted(stage.decoding, found), batch, total_weight)
+
+
+def joint(stage: Joint, models: Models, batch: Batch, noise: Noise, total_weight: Tensor | None) -> Losses:
+    """L_diff + ᾱ_t (λ_dpt L_dpt + λ_reg L_reg), decoded from the predicted clean latent."""
+    denoised = _denoise(stage, models, batch, noise)
+    predicted = models.dpt(_readable(models, denoised.x0))
+    decoded = terms.decoding(stage.decoding, predicted, batch)
+    regular = terms.regularizing(stage.regularizing, predicted, batch, noise)
+    signal = denoised.signal if stage.weigh_by_signal else torch.ones_like(denoised.signal)
+    geometry = torch.zeros_like(signal)
+    if decoded:
+        geometry = geometry + stage.dpt_weight * terms.weighted(stage.decoding, decoded)
+    if regular:
+        geometry = geometry + stage.reg_weight * terms.weighted(stage.regularizing, regular)
+    total = _sum(denoised.terms) + signal * geometry
+    return _means(denoised.terms | decoded | regular, total, batch, total_weight)
+
+
+def self_supervised(stage: SelfSupervised, models: Models, batch: Batch, total_weight: Tensor | None) -> Losses:
+    """What flow says of the decoded clean latent."""
+    predicted = models.dpt(_clean(models, batch))
+    found = terms.self_supervising(stage.supervision, predicted, batch)
+    return _means(found, terms.weighted(stage.supervision, found), batch, total_weight)
+
+
+def compressor(stage: Compressor, models: Models, batch: Batch, noise: Noise, total_weight: Tensor | None) -> Losses:
+    """mean |video - D(E(video))| of both videos, and the divergence of their latents from a unit normal."""
+    geometry, _ = latents.geometry_video(batch, models.knobs.latent)
+    found: Losses = {}
+    for name, video in (("rgb", batch.rgb), ("geometry", geometry)):
+        posterior = models.vae.encode(video.permute(0, 4, 1, 2, 3)).latent_dist
+        drawn = noise.normal(f"{name}_posterior", tuple(posterior.mean.shape[1:]), posterior.mean)
+        again = models.vae.decode(posterior.mean + posterior.std * drawn).sample.permute(0, 2, 3, 4, 1)
+        found[f"{name}_l1"] = (again - video).abs().flatten(1).mean(1)
+        found[f"{name}_kl"] = _divergence(posterior.mean, posterior.logvar)
+    weights = {name: stage.kl_weight if name.endswith("_kl") else 1.0 for name in found}
+    total = torch.stack([weights[name] * value for name, value in found.items()]).sum(0)
+    return _means(found, total, batch, total_weight)
+
+
+def _divergence(mean: Float[Tensor, "B C F h w"], logvar: Float[Tensor, "B C F h w"]) -> Float[Tensor, " B"]:
+    """mean (μ² + σ² - 1 - ln σ²) / 2: nats a number away from a unit normal."""
+    return ((mean.square() + logvar.exp() - 1 - logvar) / 2).flatten(1).mean(1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Denoised:
+    """One step of denoising: its losses, what it takes the clean latents to be, and the share of signal it saw."""
+
+    terms: Losses
+    x0: Float[Tensor, "B F Z h w"]
+    signal: Float[Tensor, " B"]
+
+
+def _denoise(stage: Generator | Joint, models: Models, batch: Batch, noise: Noise) -> _Denoised:
+    """Independent noise on both latents, at one time drawn uniformly for each sample."""
+    x0 = _drawn(models, batch, noise)
+    t = noise.integers("time", len(models.alpha_bar), (), x0)
+    signal = models.alpha_bar.to(x0.device)[t]
+    eps = noise.normal("diffusion", tuple(x0.shape[1:]), x0)
+    xt, target = diffusion.noised(x0, eps, signal), diffusion.velocity(x0, eps, signal)
+    image = latents.image_condition(
+        models.vae, batch.rgb[:, 0], x0.shape[1], noise, blur=True, dropout=stage.image_dropout
+    )
+    text = models.text(_captions(batch.captions, noise.uniform("caption_dropout", x0), stage.caption_dropout))
+    v = dit.predict(models.dit, xt, image, text.to(x0.device), t)
+    found = {"diffusion_rgb": diffusion_loss.loss(v[:, :, : dit.CHANNELS], target[:, :, : dit.CHANNELS])}
+    if dit.has_geometry(models.dit):
+        geometry = diffusion_loss.loss(v[:, :, dit.CHANNELS :], target[:, :, dit.CHANNELS :])
+        found["diffusion_geometry"] = geometry * (batch.has_depth & batch.has_flow)
+    return _Denoised(terms=found, x0=diffusion.x0_of(xt, v, signal), signal=signal.to(x0.dtype))
+
+
+def _drawn(models: Models, batch: Batch, noise: Noise) -> Float[Tensor, "B F Z h w"]:
+    """A sample of the posterior of every latent the transformer denoises."""
+    both = models.latents(batch)
+    rgb = both.rgb.sample(noise, "rgb_posterior")
+    if not dit.has_geometry(models.dit):
+        return rgb
+    return torch.cat((rgb, both.geometry.sample(noise, "geometry_posterior")), dim=2)
+
+
+def _clean(models: Models, batch: Batch) -> Float[Tensor, "B F C h w"]:
+    """The mean of the latent that the decoder reads."""
+    both = models.latents(batch)
+    return both.rgb.mean if models.dpt.knobs.reads == "rgb" else both.geometry.mean
+
+
+def _readable(models: Models, x0: Float[Tensor, "B F Z h w"]) -> Float[Tensor, "B F C h w"]:
+    return x0[:, :, : dit.CHANNELS] if models.dpt.knobs.reads == "rgb" else x0[:, :, dit.CHANNELS :]
+
+
+def _captions(captions: Sequence[str], drawn: Float[Tensor, " B"], dropout: float) -> list[str]:
+    return ["" if value < dropout else caption for caption, value in zip(captions, drawn.tolist())]
+
+
+def _sum(found: Losses) -> Float[Tensor, " B"]:
+    return torch.stack(list(found.values())).sum(0)
+
+
+def _means(found: Losses, total: Float[Tensor, " B"], batch: Batch, total_weight: Tensor | None) -> Losses:
+    """Each loss as Σ weight · loss / `total_weight`. Raises ValueError naming the losses that are not finite, and the samples."""
+    named = found | {"total": total}
+    each = torch.stack([value.float() for value in named.values()])
+    if not torch.isfinite(each).all():
+        bad = [name for name, value in named.items() if not torch.isfinite(value).all()]
+        rows = (~torch.isfinite(each)).any(0).nonzero().flatten().tolist()
+        raise ValueError(f"{', '.join(bad)} not finite in {', '.join(batch.ids[row] for row in rows)}")
+    whole = batch.weight.sum() if total_weight is None else total_weight
+    means = (each * batch.weight).sum(1) / torch.where(whole > 0, whole, torch.ones_like(whole))
+    return dict(zip(named, means))

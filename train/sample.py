@@ -1,0 +1,334 @@
+"""AnnotatedClip -> Sample -> Batch: torch, at training size, in units of the scene.
+
+Units: depth, points, translations and scene flow are divided by `scale`, the mean distance of the key frames' valid points from the
+first camera; flow stays in pixels of the training size. The world is the first camera of the window.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32
+from torch import Tensor
+from torch.nn import functional as F
+
+from shared import camera
+from shared.clip import KEY_STRIDE, AnnotatedClip, Flow, Motion
+
+SIDE = 16
+"""Sides are multiples of this: eight pixels a latent cell, two cells a token."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """One training example. What its clip lacked is zero, and its `has_` flag is False."""
+
+    rgb: Float32[Tensor, "T H W 3"]
+    """-1..1."""
+    depth: Float32[Tensor, "T H W"]
+    depth_valid: Bool[Tensor, "T H W"]
+    """False on the sky as well."""
+    flow: Float32[Tensor, "P H W 2"]
+    key_flow: Float32[Tensor, "Q H W 2"]
+    """Pixels, from key frame to key frame."""
+    key_flow_valid: Bool[Tensor, "Q H W"]
+    """Forward and backward flow agree."""
+    key_depth: Float32[Tensor, "K H W"]
+    key_valid: Bool[Tensor, "K H W"]
+    points: Float32[Tensor, "K H W 3"]
+    """First-camera frame."""
+    world_from_cam: Float32[Tensor, "K 4 4"]
+    intrinsics: Float32[Tensor, "K 4"]
+    dynamic: Bool[Tensor, "K H W"]
+    scene_flow: Float32[Tensor, "K H W 3"]
+    """To the next key frame, first-camera frame."""
+    scene_flow_valid: Bool[Tensor, "K H W"]
+    """False for the last key frame, which has no next."""
+    scale: Float32[Tensor, ""]
+    """Multiplies back to the clip's unit."""
+    weight: Float32[Tensor, ""]
+    """Of the sample in every loss; 0 for a placeholder."""
+    has_depth: Bool[Tensor, ""]
+    has_flow: Bool[Tensor, ""]
+    has_key_flow: Bool[Tensor, ""]
+    has_cameras: Bool[Tensor, ""]
+    has_motion: Bool[Tensor, ""]
+    id: str
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Samples of one size, stacked; every field as in `Sample`."""
+
+    rgb: Float32[Tensor, "B T H W 3"]
+    depth: Float32[Tensor, "B T H W"]
+    depth_valid: Bool[Tensor, "B T H W"]
+    flow: Float32[Tensor, "B P H W 2"]
+    key_flow: Float32[Tensor, "B Q H W 2"]
+    key_flow_valid: Bool[Tensor, "B Q H W"]
+    key_depth: Float[Tensor, "B K H W"]
+    key_valid: Bool[Tensor, "B K H W"]
+    points: Float[Tensor, "B K H W 3"]
+    world_from_cam: Float[Tensor, "B K 4 4"]
+    intrinsics: Float[Tensor, "B K 4"]
+    dynamic: Bool[Tensor, "B K H W"]
+    scene_flow: Float[Tensor, "B K H W 3"]
+    scene_flow_valid: Bool[Tensor, "B K H W"]
+    scale: Float32[Tensor, " B"]
+    weight: Float32[Tensor, " B"]
+    has_depth: Bool[Tensor, " B"]
+    has_flow: Bool[Tensor, " B"]
+    has_key_flow: Bool[Tensor, " B"]
+    has_cameras: Bool[Tensor, " B"]
+    has_motion: Bool[Tensor, " B"]
+    ids: tuple[str, ...]
+    captions: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predicted:
+    """What the decoder says of each key frame, in the units and frames of `Batch`."""
+
+    depth: Float[Tensor, "B K H W"]
+    points: Float[Tensor, "B K H W 3"]
+    camera: Float[Tensor, "B K 9"]
+    """Nine numbers, see `train.pose`."""
+    dynamic_logit: Float[Tensor, "B K H W"]
+    scene_flow: Float[Tensor, "B K H W 3"]
+
+
+torch.export.register_dataclass(Predicted)  # sharded and replicated modules look for tensors inside what they return
+
+
+def check_size(frames: int, height: int, width: int) -> None:
+    """Refuses what the video VAE or the transformer would silently mangle.
+
+    Raises ValueError with the nearest legal size: 8N + 1 frames, sides that are multiples of 16.
+    """
+    if frames < 9 or (frames - 1) % 8:
+        legal = max(1, round((frames - 1) / 8)) * 8 + 1
+        raise ValueError(f"{frames} frames: the video VAE asks for 8N + 1 frames, at least 9; the nearest is {legal}")
+    if height < SIDE or width < SIDE or height % SIDE or width % SIDE:
+        near = [max(1, round(side / SIDE)) * SIDE for side in (height, width)]
+        raise ValueError(f"{height}x{width}: the sides must be multiples of {SIDE}; the nearest is {near[0]}x{near[1]}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Crop:
+    """Resize to cover, crop the center: target pixel = source pixel * scale - offset."""
+
+    height: int
+    width: int
+    source: tuple[int, int]
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        cover = max(self.height / self.source[0], self.width / self.source[1])
+        return max(self.height, round(self.source[0] * cover)), max(self.width, round(self.source[1] * cover))
+
+    @property
+    def scale_uv(self) -> np.ndarray:
+        return np.array([self.resized[1] / self.source[1], self.resized[0] / self.source[0]])
+
+    @property
+    def offset_uv(self) -> np.ndarray:
+        return np.array([(self.resized[1] - self.width) // 2, (self.resized[0] - self.height) // 2])
+
+    def nearest(self, maps: np.ndarray) -> np.ndarray:
+        """Maps `N H W ...` at the target size, each pixel the nearest of the source: geometry is never mixed across edges."""
+        (sx, sy), (ox, oy) = self.scale_uv, self.offset_uv
+        rows = ((np.arange(self.height) + 0.5 + oy) / sy).astype(np.int64)
+        columns = ((np.arange(self.width) + 0.5 + ox) / sx).astype(np.int64)
+        return np.ascontiguousarray(maps[:, rows[:, None], columns])
+
+    def flow(self, flow: np.ndarray) -> np.ndarray:
+        return (self.nearest(flow) * self.scale_uv).astype(np.float32)
+
+    def intrinsics(self, intrinsics: np.ndarray) -> np.ndarray:
+        return intrinsics * np.tile(self.scale_uv, 2) - np.concatenate((np.zeros(2), self.offset_uv))
+
+    def rgb(self, rgb: np.ndarray) -> Float32[Tensor, "T H W 3"]:
+        """-1..1; an image that has the size already is not resampled."""
+        image = torch.tensor(rgb).permute(0, 3, 1, 2).float()
+        if self.resized != self.source:
+            image = F.interpolate(image, self.resized, mode="bilinear", antialias=True, align_corners=False)
+        ox, oy = self.offset_uv
+        image = image[:, :, oy : oy + self.height, ox : ox + self.width]
+        return (image.permute(0, 2, 3, 1) / 127.5 - 1).clamp(-1, 1).contiguous()
+
+
+def from_clip(clip: AnnotatedClip, frames: int, height: int, width: int, *, start: int = 0) -> Sample:
+    """The window of `frames` from frame `start` on, covered, center-cropped and scale-normalized.
+
+    Raises ValueError if the size is not one of the model's, or the clip is too short for the window.
+    """
+    check_size(frames, height, width)
+    if start < 0 or start % KEY_STRIDE or start + frames > len(clip.rgb):
+        raise ValueError(
+            f"{clip.id}: a window of {frames} frames from frame {start} was asked for, of {len(clip.rgb)} frames;"
+            f" windows start at multiples of {KEY_STRIDE}"
+        )
+    crop = _Crop(height=height, width=width, source=clip.shape[1:])
+    keys = slice(start, start + frames, KEY_STRIDE)
+    sky = clip.motion.sky if clip.motion is not None and clip.motion.sky is not None else None
+    depth, depth_valid = _depth(clip, sky)
+    world_from_cam, intrinsics = _cameras(clip, crop, keys)
+    points, key_valid = _points(clip, crop, keys, depth_valid, world_from_cam, intrinsics)
+    first_from_world = _first_from_world(clip, start)
+    dynamic, scene_flow, scene_flow_valid = _motion(clip.motion, crop, keys, first_from_world, clip.shape)
+    key_flow, key_flow_valid = _key_flow(clip.key_flow, crop, keys, clip.shape)
+    key_depth = torch.from_numpy(crop.nearest(depth[keys]))
+    scale = _scale(points if clip.cameras is not None else key_depth[..., None], key_valid)
+    has_cameras = torch.tensor(clip.cameras is not None)
+    window = slice(start, start + frames)
+    return Sample(
+        rgb=crop.rgb(clip.rgb[window]),
+        depth=torch.from_numpy(crop.nearest(depth[window])) / scale,
+        depth_valid=torch.from_numpy(crop.nearest(depth_valid[window])),
+        flow=_flow(clip.flow, crop, slice(start, start + frames - 1), (frames - 1, height, width)),
+        key_flow=key_flow,
+        key_flow_valid=key_flow_valid,
+        key_depth=key_depth / scale,
+        key_valid=key_valid,
+        points=points / scale,
+        world_from_cam=_scaled(world_from_cam, scale),
+        intrinsics=intrinsics.float(),
+        dynamic=dynamic,
+        scene_flow=scene_flow / scale,
+        scene_flow_valid=scene_flow_valid & has_cameras,
+        scale=scale,
+        weight=torch.ones(()),
+        has_depth=key_valid.any(),
+        has_flow=torch.tensor(clip.flow is not None),
+        has_key_flow=torch.tensor(clip.key_flow is not None),
+        has_cameras=has_cameras,
+        has_motion=torch.tensor(clip.motion is not None),
+        id=clip.id,
+        caption=clip.caption,
+    )
+
+
+def placeholder(frames: int, height: int, width: int, *, id: str, reason: str = "") -> Sample:
+    """Stands where a sample could not be read: finite numbers, weight 0, so that every later sample keeps its position."""
+    check_size(frames, height, width)
+    empty = AnnotatedClip(
+        id=id,
+        rgb=np.zeros((frames, height, width, 3), np.uint8),
+        fps=8.0,
+        source=reason,
+        frames=np.arange(frames),
+    )
+    return replace(from_clip(empty, frames, height, width), weight=torch.zeros(()))
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples of one size as a batch. Raises ValueError if their sizes differ."""
+    sizes = {tuple(sample.rgb.shape) for sample in samples}
+    if len(sizes) != 1:
+        raise ValueError(f"a batch of {len(samples)} samples holds the sizes {sorted(sizes)}, expected one size")
+    names = [f.name for f in fields(Sample) if f.name not in ("id", "caption")]
+    stacked = {name: torch.stack([getattr(sample, name) for sample in samples]) for name in names}
+    return Batch(**stacked, ids=tuple(s.id for s in samples), captions=tuple(s.caption for s in samples))
+
+
+def _depth(clip: AnnotatedClip, sky: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    if clip.depth is None:
+        return np.zeros(clip.shape, np.float32), np.zeros(clip.shape, bool)
+    return clip.depth.z, clip.depth.valid if sky is None else clip.depth.valid & ~sky
+
+
+def _cameras(clip: AnnotatedClip, crop: _Crop, keys: slice) -> tuple[Float[Tensor, "K 4 4"], Float[Tensor, "K 4"]]:
+    """Float64, of the key frames; world = the window's first camera. Without cameras: the identity and a plain lens."""
+    if clip.cameras is None:
+        num = len(range(*keys.indices(clip.shape[0])))
+        plain = [float(crop.width), float(crop.width), crop.width / 2, crop.height / 2]
+        return torch.eye(4).double().repeat(num, 1, 1), torch.tensor(plain).double().repeat(num, 1)
+    world_from_cam = torch.from_numpy(clip.cameras.world_from_cam[keys].copy())
+    intrinsics = torch.from_numpy(crop.intrinsics(clip.cameras.intrinsics[keys]))
+    return camera.invert(world_from_cam[0]) @ world_from_cam, intrinsics
+
+
+def _first_from_world(clip: AnnotatedClip, start: int) -> Float[Tensor, "4 4"]:
+    if clip.cameras is None:
+        return torch.eye(4).double()
+    return camera.invert(torch.from_numpy(clip.cameras.world_from_cam[start].copy()))
+
+
+def _points(
+    clip: AnnotatedClip,
+    crop: _Crop,
+    keys: slice,
+    depth_valid: np.ndarray,
+    world_from_cam: Float[Tensor, "K 4 4"],
+    intrinsics: Float[Tensor, "K 4"],
+) -> tuple[Float32[Tensor, "K H W 3"], Bool[Tensor, "K H W"]]:
+    valid = torch.from_numpy(crop.nearest(depth_valid[keys]))
+    if clip.cameras is None or (clip.depth is None and clip.points is None):
+        return torch.zeros((*valid.shape, 3)), valid
+    if clip.points is not None:
+        valid = valid & torch.from_numpy(crop.nearest(clip.points.valid[keys]))
+        p_cam = torch.from_numpy(crop.nearest(clip.points.p_cam[keys])).double()
+        points = camera.transform(world_from_cam[:, None, None], p_cam)
+    else:
+        assert clip.depth is not None
+        z = torch.from_numpy(crop.nearest(clip.depth.z[keys])).double()
+        points = camera.pointmap(z, world_from_cam, intrinsics)
+    return torch.where(valid[..., None], points, 0).float(), valid
+
+
+def _scale(points: Tensor, valid: Bool[Tensor, "K H W"]) -> Float32[Tensor, ""]:
+    if not valid.any():
+        return torch.ones(())
+    return points[valid].double().norm(dim=-1).mean().float()
+
+
+def _scaled(world_from_cam: Float[Tensor, "K 4 4"], scale: Float32[Tensor, ""]) -> Float32[Tensor, "K 4 4"]:
+    scaled = world_from_cam.clone()
+    scaled[:, :3, 3] /= scale.double()
+    return scaled.float()
+
+
+def _flow(flow: Flow | None, crop: _Crop, pairs: slice, shape: tuple[int, int, int]) -> Float32[Tensor, "P H W 2"]:
+    return torch.zeros((*shape, 2)) if flow is None else torch.from_numpy(crop.flow(flow.forward[pairs]))
+
+
+def _key_flow(
+    flow: Flow | None, crop: _Crop, keys: slice, shape: tuple[int, int, int]
+) -> tuple[Float32[Tensor, "Q H W 2"], Bool[Tensor, "Q H W"]]:
+    pairs = _key_pairs(keys)
+    empty = torch.zeros((pairs.stop - pairs.start, crop.height, crop.width))
+    if flow is None:
+        return empty[..., None].repeat(1, 1, 1, 2), empty.bool()
+    from shared import warp  # the one home of the forward-backward test
+
+    ok = warp.cycle_ok(torch.from_numpy(flow.forward[pairs]), torch.from_numpy(flow.backward[pairs]))
+    return torch.from_numpy(crop.flow(flow.forward[pairs])), torch.from_numpy(crop.nearest(ok.numpy()))
+
+
+def _motion(
+    motion: Motion | None, crop: _Crop, keys: slice, first_from_world: Tensor, shape: tuple[int, int, int]
+) -> tuple[Bool[Tensor, "K H W"], Float32[Tensor, "K H W 3"], Bool[Tensor, "K H W"]]:
+    pairs = _key_pairs(keys)
+    num = pairs.stop - pairs.start + 1
+    dynamic = torch.zeros((num, crop.height, crop.width), dtype=torch.bool)
+    scene_flow, valid = torch.zeros((*dynamic.shape, 3)), torch.zeros_like(dynamic)
+    if motion is None:
+        return dynamic, scene_flow, valid
+    dynamic = torch.from_numpy(crop.nearest(motion.dynamic[keys]))
+    if motion.key_scene_flow is not None and motion.key_scene_flow_valid is not None:
+        in_world = torch.from_numpy(crop.nearest(motion.key_scene_flow[pairs])).double()
+        rotated = in_world @ first_from_world[:3, :3].transpose(0, 1)
+        valid[:-1] = torch.from_numpy(crop.nearest(motion.key_scene_flow_valid[pairs]))
+        scene_flow[:-1] = torch.where(valid[:-1, ..., None], rotated, 0).float()
+    return dynamic, scene_flow, valid
+
+
+def _key_pairs(keys: slice) -> slice:
+    return slice(keys.start // KEY_STRIDE, (keys.stop - 1) // KEY_STRIDE)
