@@ -9,9 +9,8 @@ from typing import Annotated
 from pydantic import Field
 
 from annotate.cameras.flow_ba import FlowBA
+from annotate.cameras.vipe import Vipe
 from annotate.cut import Cut
-from annotate.depth.geometry_crafter import GeometryCrafter
-from annotate.depth.moge import MoGe
 from annotate.depth.multiview import Multiview
 from annotate.flow.dis import Dis
 from annotate.flow.sea_raft import SeaRaft
@@ -22,8 +21,8 @@ from shared.knobs import Knobs, load
 from shared.shards import Store
 
 FlowChoice = Annotated[Dis | SeaRaft, Field(discriminator="kind")]
-CamerasChoice = Annotated[FlowBA, Field()]
-DepthChoice = Annotated[Multiview | MoGe | GeometryCrafter, Field(discriminator="kind")]
+CamerasChoice = Annotated[FlowBA | Vipe, Field(discriminator="kind")]
+DepthChoice = Multiview
 
 
 class AnnotateRecipe(Knobs):
@@ -41,8 +40,6 @@ class AnnotateRecipe(Knobs):
 
 ANNOTATE = {
     "embedded": AnnotateRecipe(),
-    "open": AnnotateRecipe(cut=Cut(height=480, width=720), flow=SeaRaft(), depth=MoGe()),
-    "paper": AnnotateRecipe(cut=Cut(height=480, width=720), flow=SeaRaft(), depth=GeometryCrafter()),
 }
 """`embedded` needs no weights and runs on a CPU; `open` allows commercial use; `paper` is as the paper labels real video."""
 
