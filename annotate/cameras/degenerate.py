@@ -1,0 +1,114 @@
+"""Flags instead of garbage: what the flow cannot tell about the cameras."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from annotate.cameras import bundle
+from annotate.cameras.bundle import Problem, State
+
+UNUSABLE = frozenset({"static_camera", "rotation_only", "poor_fit", "dynamic_dominated", "flow_unreliable"})
+"""Flags with which no depth can be had from these cameras."""
+
+
+def is_unusable(flags: str | None) -> bool:
+    """Whether any of the comma-joined flags forbids depth."""
+    return bool(flags) and not UNUSABLE.isdisjoint(flags.split(","))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """The numbers behind the flags, pixels at working size; kept as scores."""
+
+    flow_px: float
+    """Median flow of far edges: keyframes at least 2 apart."""
+    confident: float
+    """Share of their nodes with confident flow."""
+    rotation_px: float
+    """Median residual of the pure-rotation model."""
+    full_px: float
+    spread_px: float
+    """90th minus 10th percentile of what translation adds to the prediction."""
+    agreeing: float
+    """Share of weighted nodes the full model explains."""
+    sigma_px: float
+    cycle_px: float
+    """Median forward-backward error of the flow."""
+
+
+def far(problem: Problem) -> Bool[Tensor, " E"]:
+    """Edges between keyframes at least 2 apart; all, where there are none."""
+    apart = (problem.edges[:, 0] - problem.edges[:, 1]).abs() >= 2
+    return apart if apart.any() else torch.ones_like(apart)
+
+
+def median_residual(problem: Problem, state: State) -> float:
+    """Median over edges of each edge's median |r| of confident nodes."""
+    size = bundle.predict(problem, state)[0].norm(dim=1)
+    return _median_of_medians(size, problem.weight)
+
+
+def median_flow(problem: Problem) -> float:
+    """The same of the flow itself."""
+    return _median_of_medians((problem.target - problem.nodes).norm(dim=-1), problem.weight)
+
+
+def _median_of_medians(size: Float[Tensor, "E N"], weight: Float[Tensor, "E N"]) -> float:
+    confident = torch.where(weight > 0.3, size, torch.nan)
+    each = confident.nanmedian(dim=1).values
+    middle = each.nanmedian()
+    return float(middle) if middle.isfinite() else float(size.median())
+
+
+def parallax_spread(problem: Problem, state: State) -> float:
+    """How unevenly translation moves the picture: 90th minus 10th percentile, median over edges."""
+    full, _ = bundle.predict(problem, state)
+    turned, _ = bundle.predict(
+        problem,
+        State(
+            rotation=state.rotation,
+            translation=torch.zeros_like(state.translation),
+            inverse_depth=torch.zeros_like(state.inverse_depth),
+            log_focal=state.log_focal,
+        ),
+    )
+    added = (full - turned).norm(dim=1)
+    ends = torch.quantile(added, torch.tensor([0.1, 0.9], dtype=added.dtype), dim=1)
+    return float((ends[1] - ends[0]).median())
+
+
+def agreeing_share(problem: Problem, state: State, sigma_px: float) -> float:
+    """Share of the flow's weight within max(1, 4σ) of the full model."""
+    size = bundle.predict(problem, state)[0].norm(dim=1)
+    near = size < max(1.0, 4 * sigma_px)
+    return float((problem.weight * near).sum() / problem.weight.sum().clamp(min=1e-9))
+
+
+def is_static(evidence_flow_px: float) -> bool:
+    """Nothing but movers moves."""
+    return evidence_flow_px < 0.35
+
+
+def motion_flag(e: Evidence) -> str | None:
+    """At most one of static_camera, rotation_only, low_parallax.
+
+    `rotation_only` is wide on purpose: a pixel of parallax is useless for depth.
+    """
+    if is_static(e.flow_px):
+        return "static_camera"
+    if e.rotation_px < max(0.45, 2 * e.full_px) and e.rotation_px < 0.8:
+        return "rotation_only"
+    # the residual of the rotation model fires on good long-lens clips too; the spread of parallax does not
+    return "low_parallax" if e.spread_px < 1.5 else None
+
+
+def fit_flags(e: Evidence) -> list[str]:
+    """Why the poses themselves are in doubt."""
+    tests = (
+        ("poor_fit", e.sigma_px > max(0.3, 3 * e.cycle_px)),
+        ("dynamic_dominated", e.agreeing < 0.5),
+        ("flow_unreliable", e.confident < 0.35),
+    )
+    return [flag for flag, fires in tests if fires]

@@ -1,0 +1,263 @@
+"""The schedule of `flow_ba`: from flows to poses, focal length and flags. Everything is in pixels at working size."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from annotate.cameras import bundle, degenerate, epipolar, focal, keyframes, start
+from annotate.cameras.bundle import Fit, Problem, Solve, State
+from annotate.cameras.degenerate import Evidence
+from annotate.flow.pairs import PairFlows
+
+COARSE, FINE = 20, 40
+"""Nodes along the long side."""
+PRIOR = 0.9
+"""Focal length in long sides when nothing is known: 58 degrees."""
+STARTS = (0.95, 1.6, 0.6)
+"""Focal lengths to start from, in long sides."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Estimate:
+    """What is known of the cameras, and how well."""
+
+    world_from_cam: Float64[np.ndarray, "T 4 4"]
+    focal_px: float
+    focal_source: str
+    focal_rel_ci: float | None
+    flags: tuple[str, ...]
+    evidence: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Views:
+    """The flows between keyframes, before and after the epipolar vote."""
+
+    pairs: PairFlows
+    keys: list[int]
+    edges: np.ndarray
+    raw: Problem
+    voted: Problem
+    static: Float[Tensor, "K N"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Solved:
+    """A state, how well it fits, and what the cost says of its focal length."""
+
+    state: State
+    fit: Fit
+    profile: focal.Profile | None = None
+
+
+def estimate(pairs: PairFlows, known_focal: float | None = None) -> Estimate:
+    """Cameras of a clip from flow between its frames; `known_focal` in working pixels."""
+    long_side, num_frames = max(pairs.size), len(pairs.rgb)
+    prior = known_focal or PRIOR * long_side
+    if num_frames == 1:
+        return _still(num_frames, prior, known_focal, {})
+    views = look(pairs)
+    far = views.raw.only(degenerate.far(views.raw))
+    flow_px = degenerate.median_flow(far)
+    if degenerate.is_static(flow_px):
+        return _still(num_frames, prior, known_focal, {"flow_px": flow_px})
+    turning, turning_fit = start.rotation_model(
+        views.raw, len(views.keys), known_focal or STARTS[0] * long_side, known_focal is None
+    )
+    best = coarse(views, known_focal)
+    evidence = weigh(views, turning, best.state, best.fit)
+    motion = degenerate.motion_flag(evidence)
+    if motion == "rotation_only":
+        return _turning(views, turning, turning_fit, known_focal, evidence)
+    weak = False
+    solved = refine(views, best, known_focal is None)
+    if known_focal is None:
+        assert best.profile is not None
+        weak = focal.is_weak(solved.state, views.voted, solved.fit, best.profile)
+        if weak:
+            best = coarse(views, prior)
+            solved = refine(views, best, False)
+    evidence = weigh(views, turning, solved.state, solved.fit)
+    motion = degenerate.motion_flag(evidence)
+    flags = ([motion] if motion else []) + ["focal_weak"] * weak + degenerate.fit_flags(evidence)
+    poses = infill(views, solved.state)
+    source = "given" if known_focal else "prior" if weak else "self_calibrated"
+    return Estimate(
+        world_from_cam=poses,
+        focal_px=solved.state.focal,
+        focal_source=source,
+        focal_rel_ci=None if known_focal or best.profile is None else best.profile.rel_ci,
+        flags=tuple(flags),
+        evidence=asdict(evidence) | {"keyframes": len(views.keys)},
+    )
+
+
+def look(pairs: PairFlows) -> Views:
+    """Keyframes, edges, and the epipolar vote on the coarse grid."""
+    keys = keyframes.choose(pairs)
+    edges = np.concatenate((keyframes.temporal_edges(pairs, keys), keyframes.loop_edges(pairs, keys)))
+    raw = keyframes.make_problem(pairs, keys, edges, COARSE)
+    agreement, static = epipolar.vote(raw, len(keys))
+    voted = epipolar.weighted_by_vote(raw, agreement, static)
+    return Views(pairs=pairs, keys=keys, edges=edges, raw=raw, voted=voted, static=static)
+
+
+def coarse(views: Views, known_focal: float | None) -> Solved:
+    """The best of several starts on the coarse grid, and its focal profile."""
+    long_side = max(views.pairs.size)
+    if known_focal is not None:
+        return _from_start(views, known_focal, False, 0.15)
+    best = _from_start(views, STARTS[0] * long_side, True, 0.15)
+    if best.fit.sigma_px > 0.35 or not 0.45 <= best.state.focal / long_side <= 2.2:
+        others = [_from_start(views, ratio * long_side, True, 0.05) for ratio in STARTS[1:]]
+        best = min([best, *others], key=lambda solved: solved.fit.sigma_px)
+    return replace(best, profile=focal.profile(views.voted, best.state, best.fit))
+
+
+def _from_start(views: Views, focal_px: float, free_focal: bool, min_sigma_px: float) -> Solved:
+    count = len(views.keys)
+    state = start.incremental(views.voted, count, focal_px, views.raw, min_sigma_px)
+    how = Solve(iterations=8, min_sigma_px=min_sigma_px)
+    state, fit = bundle.solve(views.voted, state, how)
+    if free_focal:
+        prior = (math.log(max(views.pairs.size)), 0.6)
+        how = replace(how, iterations=15, focal=True, focal_prior=prior, tolerance=1e-5)
+        state, fit = bundle.solve(views.voted, state, how)
+    return Solved(state=state, fit=fit)
+
+
+def refine(views: Views, best: Solved, free_focal: bool) -> Solved:
+    """Twice the nodes each way, a few iterations."""
+    raw = keyframes.make_problem(views.pairs, views.keys, views.edges, FINE)
+    static = enlarged(views.static, views.raw.grid, raw.grid)
+    fine = replace(raw, weight=raw.weight * static[raw.edges[:, 0]].clamp(0.02, 1))
+    state = replace(best.state, inverse_depth=enlarged(best.state.inverse_depth, views.raw.grid, raw.grid))
+    prior = (math.log(max(views.pairs.size)), 0.6) if free_focal else None
+    state, fit = bundle.solve(fine, state, Solve(iterations=6, focal=free_focal, focal_prior=prior))
+    return replace(best, state=state, fit=fit)
+
+
+def enlarged(values: Float[Tensor, "K n"], grid: tuple[int, int], wanted: tuple[int, int]) -> Float[Tensor, "K N"]:
+    """From one node grid to another, bilinearly."""
+    image = values.view(-1, 1, *grid)
+    return F.interpolate(image, size=wanted, mode="bilinear", align_corners=False).flatten(1)
+
+
+def weigh(views: Views, turning: State, state: State, fit: Fit) -> Evidence:
+    """The numbers the flags are decided on, on the coarse grid."""
+    coarse_state = replace(state, inverse_depth=enlarged(state.inverse_depth, _grid(views, state), views.raw.grid))
+    far = views.raw.only(degenerate.far(views.raw))
+    frames = np.array(views.keys)[far.edges.numpy()]
+    _, confidence, error = views.pairs.at_nodes(frames, far.nodes)
+    return Evidence(
+        flow_px=degenerate.median_flow(far),
+        confident=float((confidence > 0.5).double().mean()),
+        rotation_px=degenerate.median_residual(far, turning),
+        full_px=degenerate.median_residual(far, coarse_state),
+        spread_px=degenerate.parallax_spread(far, coarse_state),
+        agreeing=degenerate.agreeing_share(far, coarse_state, fit.sigma_px),
+        sigma_px=fit.sigma_px,
+        cycle_px=float(error.median()),
+    )
+
+
+def _grid(views: Views, state: State) -> tuple[int, int]:
+    nodes = state.inverse_depth.shape[1]
+    coarse_grid = views.raw.grid
+    return coarse_grid if nodes == math.prod(coarse_grid) else keyframes.node_grid(views.pairs.size, FINE)[0]
+
+
+def infill(views: Views, state: State, rotation_only: bool = False) -> Float64[np.ndarray, "T 4 4"]:
+    """Poses of all frames: those between keyframes against the four keyframes around them. World: the first camera."""
+    keys, num_frames = views.keys, len(views.pairs.rgb)
+    between = [t for t in range(num_frames) if t not in set(keys)]
+    everyone = _with_between(state, keys, between)
+    if between:
+        grid_nodes = FINE if state.inverse_depth.shape[1] > len(views.raw.nodes) else COARSE
+        edges = np.array([(k, len(keys) + b) for b, t in enumerate(between) for k in _around(keys, t)])
+        problem = keyframes.make_problem(views.pairs, [*keys, *between], edges, grid_nodes)
+        static = enlarged(views.static, views.raw.grid, problem.grid)
+        problem = replace(problem, weight=problem.weight * static[problem.edges[:, 0]].clamp(0.02, 1))
+        wanted = torch.arange(len(keys) + len(between)) >= len(keys)
+        everyone = start.resect(problem, everyone, wanted, range(len(keys)), 6, rotation_only)
+    order = np.argsort([*keys, *between])
+    return world_from_cam(everyone.cam_from_world().numpy()[order])
+
+
+def _around(keys: list[int], t: int) -> list[int]:
+    """Places of the two keyframes before t and the two after."""
+    after = int(np.searchsorted(keys, t))
+    return [k for k in range(after - 2, after + 2) if 0 <= k < len(keys)]
+
+
+def _with_between(state: State, keys: list[int], between: list[int]) -> State:
+    """The state with interpolated poses of more frames at its end; their depth is not used."""
+    if not between:
+        return state
+    after = np.searchsorted(keys, between)
+    a, b = torch.from_numpy(after - 1), torch.from_numpy(after)
+    at = torch.tensor(keys, dtype=torch.float64)
+    share = ((torch.tensor(between, dtype=torch.float64) - at[a]) / (at[b] - at[a]))[:, None]
+    turn = logarithm(state.rotation[b] @ state.rotation[a].mT)
+    rotation = bundle.rotate(share * turn) @ state.rotation[a]
+    centers = -(state.rotation.mT @ state.translation[..., None])[..., 0]
+    center = centers[a] * (1 - share) + centers[b] * share
+    translation = -(rotation @ center[..., None])[..., 0]
+    return replace(
+        state,
+        rotation=torch.cat((state.rotation, rotation)),
+        translation=torch.cat((state.translation, translation)),
+        inverse_depth=torch.cat((state.inverse_depth, state.inverse_depth[:1].expand(len(between), -1))),
+    )
+
+
+def logarithm(rotation: Float[Tensor, "K 3 3"]) -> Float[Tensor, "K 3"]:
+    """The rotation vector of turns below half a circle."""
+    skew = (rotation - rotation.mT) / 2
+    vector = torch.stack((skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]), -1)
+    sine = vector.norm(dim=-1, keepdim=True)
+    angle = torch.atan2(sine[:, 0], (rotation.diagonal(dim1=1, dim2=2).sum(1) - 1) / 2)[:, None]
+    return torch.where(sine > 1e-9, vector * angle / sine.clamp(min=1e-9), vector)
+
+
+def world_from_cam(cam_from_world: Float64[np.ndarray, "T 4 4"]) -> Float64[np.ndarray, "T 4 4"]:
+    """Proper rotations, the first camera the world, its pose exactly the identity."""
+    u, _, vt = np.linalg.svd(cam_from_world[:, :3, :3])
+    poses = np.tile(np.eye(4), (len(cam_from_world), 1, 1))
+    poses[:, :3, :3], poses[:, :3, 3] = u @ vt, cam_from_world[:, :3, 3]
+    out = poses[0] @ np.linalg.inv(poses)
+    out[:, 3], out[0] = (0, 0, 0, 1), np.eye(4)
+    return out
+
+
+def _still(num_frames: int, focal_px: float, known: float | None, evidence: Mapping[str, float]) -> Estimate:
+    return Estimate(
+        world_from_cam=np.tile(np.eye(4), (num_frames, 1, 1)),
+        focal_px=focal_px,
+        focal_source="given" if known else "prior",
+        focal_rel_ci=None,
+        flags=("static_camera",),
+        evidence=evidence,
+    )
+
+
+def _turning(views: Views, state: State, fit: Fit, known: float | None, evidence: Evidence) -> Estimate:
+    """Rotations and focal length of the rotation model. Its own curve, not the full model's, tells how sure f is."""
+    spread = focal.CORRELATED * fit.focal_std
+    weak = known is None and (spread > 0.1 or not 0.5 <= state.focal / max(views.pairs.size) <= 2)
+    poses = infill(views, state, rotation_only=True)
+    poses[:, :3, 3] = 0
+    return Estimate(
+        world_from_cam=poses,
+        focal_px=state.focal,
+        focal_source="given" if known else "self_calibrated",
+        focal_rel_ci=None if known else spread,
+        flags=("rotation_only",) + ("focal_weak",) * weak,
+        evidence=asdict(evidence) | {"keyframes": len(views.keys)},
+    )

@@ -1,0 +1,56 @@
+"""How sure the focal length is: what the cost does when it is pushed away from its optimum."""
+
+import math
+from dataclasses import dataclass, replace
+
+from annotate.cameras import bundle
+from annotate.cameras.bundle import Fit, Problem, Solve, State
+
+PUSH = 0.25
+"""Of ln f, to either side."""
+CORRELATED = 8.0
+"""Neighboring pixels share their flow errors, so the standard deviation of independent ones is this much too small."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Profile:
+    """Cost at the optimum and, poses and depths solved again, with the focal length pushed down and up."""
+
+    here: float
+    below: float
+    above: float
+    pushed: tuple[State, State]
+
+    @property
+    def lift(self) -> float:
+        """How much worse the better of the two pushed focal lengths is; negative: there is a better minimum."""
+        return min(self.below, self.above) - self.here
+
+    @property
+    def rel_ci(self) -> float:
+        """The relative change of f that lifts the cost by 0.01; 1 where the cost does not bend."""
+        bend = (self.below + self.above - 2 * self.here) / (2 * PUSH**2)
+        return min(math.sqrt(0.01 / bend), 1.0) if bend > 0 else 1.0
+
+
+def profile(problem: Problem, state: State, fit: Fit) -> Profile:
+    """Six iterations each way with f fixed, at fixed σ."""
+    sigma = max(0.15, fit.sigma_px)
+    how = Solve(iterations=6, sigma_px=sigma)
+    pushed = [bundle.solve(problem, _pushed(state, sign * PUSH), how)[0] for sign in (-1, 1)]
+    below, above = (bundle.cost(problem, s, sigma) for s in pushed)
+    return Profile(here=bundle.cost(problem, state, sigma), below=below, above=above, pushed=(pushed[0], pushed[1]))
+
+
+def _pushed(state: State, step: float) -> State:
+    """A longer lens sees the same approach as a longer way: t_z grows with f."""
+    translation = state.translation.clone()
+    translation[:, 2] *= math.exp(step)
+    return replace(state, log_focal=state.log_focal + step, translation=translation)
+
+
+def is_weak(state: State, problem: Problem, fine: Fit, bent: Profile) -> bool:
+    """Outside 0.5 to 2 long sides (generated video collapsed to 14 degrees with no other alarm), or not held by the cost."""
+    ratio = state.focal / max(problem.size)
+    spread = CORRELATED * fine.focal_std
+    return not 0.5 <= ratio <= 2 or spread > 0.1 or bent.lift < 0.002 or bent.rel_ci > 0.2

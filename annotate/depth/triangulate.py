@@ -1,0 +1,280 @@
+"""One inverse depth a node against its neighbors in time, cameras fixed. Pixels at working size, float32."""
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32
+from torch import Tensor
+
+from annotate.cameras import keyframes
+from annotate.flow.pairs import PairFlows
+from shared.clip import Cameras
+
+BLOCK_PX = 2
+"""One node for this many pixels each way, at their center."""
+STEPS, SHARP_FROM = 7, 4
+"""Gauss-Newton steps, and the first one with the narrower robust kernel."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dense:
+    """Per pixel of the clip."""
+
+    z: Float32[np.ndarray, "T H W"]
+    valid: Bool[np.ndarray, "T H W"]
+    dynamic: Bool[np.ndarray, "T H W"]
+    residual_px: float
+    """Median over frames of the median residual of confident nodes."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rig:
+    """Cameras at working size, as torch."""
+
+    pairs: PairFlows
+    world_from_cam: Float[Tensor, "T 4 4"]
+    intrinsics: Float[Tensor, "T 4"]
+    gap: int
+    unit: float
+    """What depths are divided by: their median."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Views:
+    """A frame's nodes as its neighbors see them: Y = turned + shift d."""
+
+    turned: Float[Tensor, "J 3 N"]
+    shift: Float[Tensor, "J 3 1"]
+    focal: Float[Tensor, "J 2 1"]
+    target: Float[Tensor, "J 2 N"]
+    """Relative to the principal point."""
+    weight: Float[Tensor, "J N"]
+    displacement: Float[Tensor, " N"]
+    """Median length of the flow."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Nodes:
+    """What a frame's nodes turn out to be."""
+
+    inverse_depth: Float[Tensor, " N"]
+    score: Float[Tensor, " N"]
+    """Root mean square residual over the neighbors, pixels, each clipped at 10."""
+    seen: Bool[Tensor, " N"]
+    sigma_px: float
+    curvature: Float[Tensor, " N"]
+    """Σ w |∂p/∂d|²: the inverse variance of d per unit of noise."""
+    displacement: Float[Tensor, " N"]
+
+
+def rig_of(pairs: PairFlows, cameras: Cameras, shape: tuple[int, int, int], gap: int | None = None) -> Rig:
+    """The clip's cameras at the size the flows have."""
+    scale = np.array([pairs.size[1] / shape[2], pairs.size[0] / shape[1]])
+    rig = Rig(
+        pairs=pairs,
+        world_from_cam=torch.from_numpy(cameras.world_from_cam),
+        intrinsics=torch.from_numpy(cameras.intrinsics * np.tile(scale, 2)).float(),
+        gap=gap or gap_of(pairs),
+        unit=1.0,
+    )
+    return replace(rig, unit=median_depth(rig))
+
+
+def gap_of(pairs: PairFlows) -> int:
+    """Frames between neighbors worth comparing: the median distance of keyframes."""
+    if len(pairs.rgb) < 2:
+        return 1
+    return max(1, round(float(np.median(np.diff(keyframes.choose(pairs))))))
+
+
+def neighbors(t: int, gap: int, num_frames: int) -> list[int]:
+    """Frames 1, 2 and 3 gaps before and after; near the ends, also 4 gaps and half a gap."""
+    found = [t + step * gap for step in (-3, -2, -1, 1, 2, 3)]
+    found = [j for j in found if 0 <= j < num_frames]
+    if len(found) < 3:
+        more = [t + step for step in (-4 * gap, 4 * gap, -max(1, gap // 2), max(1, gap // 2))]
+        found += [j for j in dict.fromkeys(more) if 0 <= j < num_frames and j not in found]
+    return found
+
+
+def dense(pairs: PairFlows, cameras: Cameras, shape: tuple[int, int, int], max_rel_sigma: float = 0.15) -> Dense:
+    """Depth, its validity and what moves, at the clip's size."""
+    rig = rig_of(pairs, cameras, shape)
+    grid, nodes = half_grid(pairs.size)
+    z, valid, dynamic = np.zeros(shape, np.float32), np.zeros(shape, bool), np.zeros(shape, bool)
+    residuals = []
+    for t in range(shape[0]):
+        found = triangulate(views_of(rig, t, nodes))
+        moving = moving_nodes(found, grid)
+        good = valid_nodes(found, moving, max_rel_sigma)
+        z[t], valid[t] = _enlarged_depth(found.inverse_depth / rig.unit, good, grid, shape[1:])
+        dynamic[t] = _enlarged(moving.numpy(), grid, shape[1:]) > 0.5
+        residuals.append(found.sigma_px / 1.2)
+    valid &= ~dynamic
+    return Dense(z=np.where(valid, z, 0), valid=valid, dynamic=dynamic, residual_px=float(np.median(residuals)))
+
+
+def without_depth(pairs: PairFlows, cameras: Cameras, shape: tuple[int, int, int]) -> Dense:
+    """No depth, but what moves: against a still or turning camera, or against cameras in doubt."""
+    nothing = np.zeros(shape, bool)
+    flags = cameras.degenerate or ""
+    if shape[0] < 2:
+        dynamic, residual = nothing, 0.0
+    elif "static_camera" in flags or "rotation_only" in flags:
+        gap = 4 if "static_camera" in flags else None
+        dynamic, residual = _against_turning(pairs, cameras, shape, gap)
+    else:
+        found = dense(pairs, cameras, shape)
+        dynamic, residual = found.dynamic, found.residual_px
+    return Dense(z=np.zeros(shape, np.float32), valid=nothing, dynamic=dynamic, residual_px=residual)
+
+
+def _against_turning(
+    pairs: PairFlows, cameras: Cameras, shape: tuple[int, int, int], gap: int | None
+) -> tuple[Bool[np.ndarray, "T H W"], float]:
+    """What moves more than a world at infinity would."""
+    rig = rig_of(pairs, cameras, shape, gap)
+    gap = min(rig.gap, shape[0] - 1)
+    grid, nodes = half_grid(pairs.size)
+    dynamic, residuals = np.zeros(shape, bool), []
+    for t in range(shape[0]):
+        others = [j for j in (t - gap, t + gap) if 0 <= j < shape[0]] or [0 if t else shape[0] - 1]
+        views = views_of(rig, t, nodes, others)
+        found = evaluate(views, torch.zeros(len(nodes)), enough=1)
+        threshold = max(0.6, 3 * found.sigma_px) + 0.02 * found.displacement
+        moving = found.seen & (_median5(found.score, grid) > threshold)
+        dynamic[t] = _enlarged(_cleaned(moving, grid).numpy(), grid, shape[1:]) > 0.5
+        residuals.append(found.sigma_px / 1.2)
+    return dynamic, float(np.median(residuals))
+
+
+def half_grid(size: tuple[int, int]) -> tuple[tuple[int, int], Float[Tensor, "N 2"]]:
+    """Nodes at the centers of blocks."""
+    grid, nodes = keyframes.node_grid(size, max(size) // BLOCK_PX)
+    return grid, nodes.float()
+
+
+def median_depth(rig: Rig) -> float:
+    """In units of the cameras' translations, so that limits on d mean the same for every scale of the world."""
+    _, nodes = keyframes.node_grid(rig.pairs.size, 20)
+    medians = []
+    for t in range(0, len(rig.pairs.rgb), max(1, len(rig.pairs.rgb) // 8)):
+        views = views_of(rig, t, nodes.float())
+        d = linear(views)[views.weight.sum(0) > 0.5]
+        if (positive := d[d > 0]).numel():
+            medians.append(float(positive.median()))
+    return 1 / float(np.median(medians)) if medians else 1.0
+
+
+def views_of(rig: Rig, t: int, nodes: Float[Tensor, "N 2"], others: list[int] | None = None) -> Views:
+    """What the neighbors of frame t say of its nodes."""
+    others = others or neighbors(t, rig.gap, len(rig.pairs.rgb))
+    flow, confidence, _ = rig.pairs.at_nodes(np.array([(t, j) for j in others], np.int64), nodes)
+    other_from_t = (torch.linalg.inv(rig.world_from_cam[others]) @ rig.world_from_cam[t]).float()
+    here, there = rig.intrinsics[t], rig.intrinsics[others]
+    xy = ((nodes - here[2:]) / here[:2]).T
+    return Views(
+        turned=other_from_t[:, :3, :3] @ torch.cat((xy, torch.ones_like(xy[:1]))),
+        shift=other_from_t[:, :3, 3:] / rig.unit,
+        focal=there[:, :2, None],
+        target=(nodes + flow).mT - there[:, 2:, None],
+        weight=confidence,
+        displacement=flow.norm(dim=-1).median(dim=0).values,
+    )
+
+
+def linear(views: Views) -> Float[Tensor, " N"]:
+    """Least squares of the target's rays against Y, which is linear in d: a start that asks for no scale."""
+    ray = views.target / views.focal
+    slope = views.shift[:, :2] - ray * views.shift[:, 2:]
+    rest = ray * views.turned[:, 2:] - views.turned[:, :2]
+    top = (views.weight[:, None] * slope * rest).sum((0, 1))
+    return top / (views.weight[:, None] * slope.square()).sum((0, 1)).clamp(min=1e-12)
+
+
+def _residual(views: Views, d: Float[Tensor, " N"]) -> tuple[Float[Tensor, "J 2 N"], Float[Tensor, "J 2 N"]]:
+    """Residuals and the prediction's derivative by d."""
+    y = views.turned + views.shift * d
+    z = y[:, 2:].clamp(min=0.05)
+    p = y[:, :2] / z
+    return views.target - views.focal * p, views.focal / z * (views.shift[:, :2] - p * views.shift[:, 2:])
+
+
+def triangulate(views: Views) -> Nodes:
+    """Robust Gauss-Newton in d alone. Negative inverse depth is allowed: it is evidence of motion."""
+    d = linear(views).clamp(-2, 10)
+    for step in range(STEPS):
+        residual, slope = _residual(views, d)
+        size = residual.norm(dim=1)
+        width = (4 if step < SHARP_FROM else 2) * _sigma(size, views.weight)
+        weight = views.weight / (1 + (size / width).square())
+        curvature = (weight * slope.square().sum(1)).sum(0)
+        gradient = (weight * (slope * residual).sum(1)).sum(0)
+        change = gradient / (curvature + 1e-3 * curvature.median() + 1e-9)
+        d = (d + change.clamp(-0.5, 0.5)).clamp(-2, 10)
+    return evaluate(views, d)
+
+
+def evaluate(views: Views, d: Float[Tensor, " N"], enough: int = 2) -> Nodes:
+    """How well these inverse depths agree with what the neighbors see; `enough` of them must see a node."""
+    residual, slope = _residual(views, d)
+    size = residual.norm(dim=1)
+    total = views.weight.sum(0).clamp(min=1e-6)
+    return Nodes(
+        inverse_depth=d,
+        score=((views.weight * size.square().clamp(max=100)).sum(0) / total).sqrt(),
+        seen=(views.weight > 0.3).sum(0) >= enough,
+        sigma_px=_sigma(size, views.weight),
+        curvature=(views.weight * slope.square().sum(1)).sum(0),
+        displacement=views.displacement,
+    )
+
+
+def _sigma(size: Float[Tensor, "J N"], weight: Float[Tensor, "J N"]) -> float:
+    confident = size[weight > 0.3]
+    return float((1.2 * confident.median()).clamp(0.25, 4)) if confident.numel() else 4.0
+
+
+def moving_nodes(found: Nodes, grid: tuple[int, int]) -> Bool[Tensor, " N"]:
+    """Where no static point explains the flow."""
+    threshold = max(0.6, 3 * found.sigma_px) + 0.02 * found.displacement
+    odd = (_median5(found.score, grid) > threshold) | (found.inverse_depth < 1e-3)
+    return _cleaned(found.seen & odd, grid)
+
+
+def _median5(values: Float[Tensor, " N"], grid: tuple[int, int]) -> Float[Tensor, " N"]:
+    return torch.from_numpy(cv2.medianBlur(values.view(grid).numpy(), 5)).flatten()
+
+
+def _cleaned(moving: Bool[Tensor, " N"], grid: tuple[int, int]) -> Bool[Tensor, " N"]:
+    """Without specks, without holes."""
+    image = moving.view(grid).numpy().astype(np.uint8)
+    disk = [cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)) for size in (3, 9)]
+    image = cv2.morphologyEx(cv2.morphologyEx(image, cv2.MORPH_OPEN, disk[0]), cv2.MORPH_CLOSE, disk[1])
+    return torch.from_numpy(image > 0).flatten()
+
+
+def valid_nodes(found: Nodes, moving: Bool[Tensor, " N"], max_rel_sigma: float) -> Bool[Tensor, " N"]:
+    """Seen, still, in front, and known to within `max_rel_sigma`."""
+    d = found.inverse_depth
+    certain = found.sigma_px / (found.curvature.sqrt() * d).clamp(min=1e-9) < max_rel_sigma
+    return found.seen & ~moving & (d > 0.01) & certain
+
+
+def _enlarged(values: np.ndarray, grid: tuple[int, int], size: tuple[int, int]) -> Float32[np.ndarray, "H W"]:
+    image = values.reshape(grid).astype(np.float32)
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def _enlarged_depth(
+    inverse_depth: Float[Tensor, " N"], good: Bool[Tensor, " N"], grid: tuple[int, int], size: tuple[int, int]
+) -> tuple[Float32[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]:
+    """z of every pixel between valid nodes; nodes that are not valid lend nothing."""
+    smooth = cv2.medianBlur(inverse_depth.view(grid).numpy(), 3)
+    weight = good.numpy().astype(np.float32)
+    share = _enlarged(weight, grid, size)
+    d = _enlarged(smooth.flatten() * weight, grid, size) / np.maximum(share, 1e-6)
+    valid = (share > 0.5) & (d > 0)
+    return np.where(valid, 1 / np.where(valid, d, 1), 0).astype(np.float32), valid

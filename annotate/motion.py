@@ -1,0 +1,185 @@
+"""What moves, and how far: dynamic pixels, and scene flow by equation 5 of the paper with the reasons it may not hold.
+
+scene_flow_t(u) = P_{t+1}(u + F_t(u)) - P_t(u)   where dynamic, else exactly 0;  P: world-frame points.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float32
+from pydantic import Field
+
+from annotate.annotator import Annotate, Annotator, FlowModel
+from shared import clip as clips
+from shared.clip import AnnotatedClip, Flow
+
+
+class Motion(Annotator):
+    """Dynamic pixels from what a rigid world does not explain, joined with instances where given, and their scene flow."""
+
+    kind: Literal["motion"] = "motion"
+    long_side_px: Annotated[int, Field(ge=160, le=640)] = 384
+    """Size at which a rigid world is tested; the cameras' setting gives it the same flows."""
+    still_instance_px: Annotated[float, Field(ge=0)] = 1.5
+    """A movable instance stands still if its median rigid residual is below this, or below 5 % of its flow."""
+    max_depth_ratio: Annotated[float, Field(gt=1)] = 1.05
+    """Of the depths around a point, at both ends: more is an edge."""
+    max_uncertainty: Annotated[float, Field(gt=0)] = 1.0
+    """Of the flow, where the network tells."""
+    max_speed_ratio: Annotated[float, Field(gt=1)] = 2.0
+    """Times the clip's 99.5th percentile of speed: faster is an error."""
+
+    def load(self) -> Annotate:
+        return _Motion(self)
+
+
+@dataclass(frozen=True)
+class _Motion:
+    knobs: Motion
+
+    def __call__(self, clip: AnnotatedClip, flow: FlowModel) -> AnnotatedClip:
+        if clip.motion is not None and _complete(clip.motion):
+            return clip
+        if clip.cameras is None or clip.depth is None:
+            raise ValueError(f"{clip.id}: motion asks for cameras and depth, and the clip has no such labels")
+        from annotate import dynamic, flow_slots
+        from annotate.depth import scale
+
+        clip = flow_slots.fill_flow(clip, flow)
+        clip = scale.agree(clip, flow, self.knobs.long_side_px)
+        clip = dynamic.decide(clip, flow, self.knobs.long_side_px, self.knobs.still_instance_px)
+        return with_scene_flow(clip, self.knobs)
+
+
+def _complete(motion: clips.Motion) -> bool:
+    return bool(motion.scene_flow_valid.any()) and motion.key_scene_flow is not None
+
+
+def with_scene_flow(clip: AnnotatedClip, knobs: Motion) -> AnnotatedClip:
+    """Scene flow of adjacent frames and of key frames; what truth has already is kept."""
+    assert clip.motion is not None
+    assert clip.flow is not None
+    assert clip.key_flow is not None
+    motion = clip.motion
+    kept: dict[str, float] = {}
+    if not motion.scene_flow_valid.any():
+        vectors, valid, shares = scene_flow(clip, clip.flow, knobs)
+        kept |= shares
+        motion = replace(motion, scene_flow=vectors, scene_flow_valid=valid)
+    if motion.key_scene_flow is None:
+        vectors, valid, shares = scene_flow(clip, clip.key_flow, knobs)
+        motion = replace(motion, key_scene_flow=vectors, key_scene_flow_valid=valid)
+        kept |= {f"key_{name}": share for name, share in shares.items()}
+    scores = {f"motion_kept_{name}": share for name, share in kept.items()}
+    return clip.with_(motion=motion, scores=scores | {"motion_dynamic": float(motion.dynamic.mean())})
+
+
+def scene_flow(
+    clip: AnnotatedClip, flow: Flow, knobs: Motion
+) -> tuple[Float32[np.ndarray, "P H W 3"], Bool[np.ndarray, "P H W"], Mapping[str, float]]:
+    """World-frame displacements, their validity, and the share of dynamic pixels that passes each test."""
+    assert clip.motion is not None
+    points = clip.pointmap()
+    starts = range(0, clip.shape[0] - flow.stride, flow.stride)
+    vectors = np.zeros((len(starts), *clip.shape[1:], 3), np.float32)
+    valid = np.zeros(vectors.shape[:3], bool)
+    counts = Counts()
+    for p, t in enumerate(starts):
+        vectors[p], valid[p] = _pair(clip, points, flow, p, t, knobs, counts)
+    moving = np.stack([clip.motion.dynamic[t] for t in starts]) if len(starts) else valid
+    slow = _not_too_fast(vectors, moving & valid, knobs.max_speed_ratio)
+    counts.add("speed", (slow & valid)[moving], valid[moving])
+    valid &= slow
+    vectors[~(moving & valid)] = 0
+    counts.add("all", valid[moving], None)
+    return vectors, valid, counts.shares()
+
+
+@dataclass
+class Counts:
+    """Of dynamic pixels: how many were asked, how many passed."""
+
+    passed: dict[str, int] = field(default_factory=dict)
+    asked: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, passed: np.ndarray, asked: np.ndarray | None) -> None:
+        self.passed[name] = self.passed.get(name, 0) + int(passed.sum())
+        self.asked[name] = self.asked.get(name, 0) + (passed.size if asked is None else int(asked.sum()))
+
+    def shares(self) -> dict[str, float]:
+        return {name: self.passed[name] / self.asked[name] for name in self.passed if self.asked[name]}
+
+
+def _pair(
+    clip: AnnotatedClip, points: np.ndarray, flow: Flow, p: int, t: int, knobs: Motion, counts: Counts
+) -> tuple[Float32[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]:
+    """Equation 5 for one pair of frames; static pixels are valid where their depth is."""
+    import torch
+
+    from shared import warp
+
+    assert clip.motion is not None
+    n = t + flow.stride
+    has_depth = _has_points(clip)
+    forward, backward = (torch.from_numpy(f[p : p + 1]) for f in (flow.forward, flow.backward))
+    ends = warp.targets(forward)[0]
+    height, width = clip.shape[1:]
+
+    def at_end(values: np.ndarray, mode: Literal["bilinear", "nearest"] = "bilinear") -> np.ndarray:
+        image = torch.from_numpy(np.ascontiguousarray(values, np.float32)).view(height, width, -1)
+        return warp.sample(image, ends, mode=mode).numpy()
+
+    tests = {
+        "in_bounds": warp.in_bounds(ends, height, width).numpy(),
+        "cycle": warp.cycle_ok(forward, backward)[0].numpy(),
+        "depth_here": has_depth[t],
+        "depth_there": at_end(has_depth[n])[..., 0] > 0.999,
+        "edge_here": _smooth(points, clip, t, has_depth[t], knobs.max_depth_ratio),
+        "edge_there": at_end(_smooth(points, clip, n, has_depth[n], knobs.max_depth_ratio))[..., 0] > 0.999,
+        "moving_there": at_end(clip.motion.dynamic[n], "nearest")[..., 0] > 0.5,
+    }
+    if (instances := clip.motion.instances) is not None:
+        tests["instance"] = at_end(instances[n], "nearest")[..., 0] == instances[t]
+    if flow.uncertainty is not None:
+        tests["uncertainty"] = flow.uncertainty[p] < knobs.max_uncertainty
+    moving = clip.motion.dynamic[t]
+    for name, passes in tests.items():
+        counts.add(name, passes[moving], None)
+    good = np.logical_and.reduce(list(tests.values()))
+    vectors = np.where((moving & good)[..., None], at_end(points[n]) - points[t], np.float32(0))
+    return vectors, np.where(moving, good, has_depth[t])
+
+
+def _has_points(clip: AnnotatedClip) -> Bool[np.ndarray, "T H W"]:
+    known = clip.points or clip.depth
+    assert known is not None
+    return known.valid
+
+
+def _smooth(
+    points: np.ndarray, clip: AnnotatedClip, t: int, valid: np.ndarray, ratio: float
+) -> Bool[np.ndarray, "H W"]:
+    """No depth edge within a pixel: the ratio of the largest to the smallest valid depth of the 3x3 around stays small."""
+    import cv2
+
+    z = (
+        clip.depth.z[t]
+        if clip.depth is not None
+        else clip.points.p_cam[t, ..., 2]
+        if clip.points
+        else points[t, ..., 2]
+    )
+    box = np.ones((3, 3), np.uint8)
+    far = cv2.dilate(np.where(valid, z, 0).astype(np.float32), box)
+    near = cv2.erode(np.where(valid, z, 1e30).astype(np.float32), box)
+    return valid & (far < ratio * near)
+
+
+def _not_too_fast(
+    vectors: Float32[np.ndarray, "P H W 3"], moving: Bool[np.ndarray, "P H W"], ratio: float
+) -> Bool[np.ndarray, "P H W"]:
+    speed = np.linalg.norm(vectors, axis=-1)
+    limit = ratio * float(np.percentile(speed[moving], 99.5)) if moving.any() else np.inf
+    return speed <= limit
