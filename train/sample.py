@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -213,6 +213,11 @@ def from_clip(clip: AnnotatedClip, frames: int, height: int, width: int, *, star
         id=clip.id,
         caption=clip.caption,
     )
+
+
+def image(rgb: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> Float32[Tensor, "H W 3"]:
+    """One picture at the training size, -1..1: what a clip's first frame would become."""
+    return _Crop(height=height, width=width, source=(rgb.shape[0], rgb.shape[1])).rgb(rgb[None])[0]
 
 
 def placeholder(frames: int, height: int, width: int, *, id: str, reason: str = "") -> Sample:
