@@ -1,0 +1,359 @@
+"""Arrays <-> bytes, small, with a stated error; and frames <-> H.264.
+
+A `compact` member is one line of JSON (kind, step, offset, shape, version), then zstd. The kinds:
+
+* `log`: u16 codes of ln x, for depth. Code 0 is "not valid".
+* `linear`: u16 codes of x, for flow in pixels.
+* `half`: f16 of x / step, where step is the power of two that brings the largest value just under 2^14. Zeros stay exact zeros.
+* `bits`: packed booleans. `int32`: integers. Both exact.
+
+Dense images are differenced in both directions (d = q[y, x] - q[y, x-1] - q[y-1, x] + q[y-1, x-1], modulo 2^16) and zigzagged, and
+everything is split into byte planes before zstd: what is smooth becomes runs of small numbers. The header says `delta` if it was.
+
+Every decoder raises ValueError, one sentence, for bytes that are no member of its kind.
+"""
+
+import io
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float32, Float64, Int32, UInt8, UInt16
+
+VERSION = 1
+"""Of the compact members. A reader refuses a newer one."""
+
+LOG_STEP = 1e-3
+FLOW_STEPS_PX = (1 / 64, 1 / 32)
+_CENTER = 32768  # the u16 code of a flow of 0
+_HALF_EXPONENT = 14  # f16 ends at 65504, just under 2^16: room for rounding up
+_UNCERTAINTY_BITS = 3  # of f16's ten that are rounded away
+_LAST_EXPONENT = math.log(np.finfo(np.float32).max)
+_GOP = 12
+_DTYPES = {"log": "<u2", "linear": "<u2", "half": "<u2", "bits": "u1", "int32": "<i4"}
+
+
+def encode_depth(z: Float32[np.ndarray, "T H W"]) -> bytes:
+    """z, 0 where not valid. Relative error at most 5.1e-4 (half a log step and f32 rounding); 0 stays exactly 0.
+
+    Raises ValueError where farthest / nearest passes e^65.5, or z is negative or not finite.
+    """
+    if not (np.isfinite(z).all() and z.min(initial=0) >= 0):
+        raise ValueError(f"holds {z[~np.isfinite(z) | (z < 0)][0]:g}, expected finite values of 0 (not valid) or more")
+    valid = z > 0
+    nearest = math.log(float(z.min(where=valid, initial=np.inf))) if valid.any() else 0.0
+    farthest = math.log(float(z.max())) if valid.any() else 0.0
+    if farthest - nearest > 65534 * LOG_STEP:
+        raise ValueError(f"spans e^{nearest:.1f} to e^{farthest:.1f}, expected a ratio below e^65.5")
+    log_z = np.log(np.where(valid, z, np.float32(1)))
+    codes = np.rint((log_z - np.float32(nearest)) * np.float32(1 / LOG_STEP))
+    codes = np.where(valid, np.clip(codes, 0, 65534) + 1, 0).astype(np.uint16)
+    return _pack(codes, "log", delta=True, step=LOG_STEP, offset=nearest)
+
+
+def decode_depth(data: bytes) -> Float32[np.ndarray, "T H W"]:
+    codes, header = _unpack(data, "log")
+    exponents = header.offset + header.step * np.arange(-1, 65535, dtype=np.float64)
+    table = np.exp(np.minimum(exponents, _LAST_EXPONENT)).astype(np.float32)
+    table[0] = 0
+    return table[codes]
+
+
+def encode_flow(flow: Float32[np.ndarray, "P H W 2"]) -> bytes:
+    """Error at most 1/128 px up to 511.9 px; 1/64 px up to 1023.9 px; ValueError beyond."""
+    if not np.isfinite(flow).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(flow))} values are not finite")
+    largest = float(np.abs(flow).max(initial=0))
+    for step in FLOW_STEPS_PX:
+        if largest <= step * (_CENTER - 1):
+            codes = np.rint(flow * np.float32(1 / step)).astype(np.int32) + _CENTER
+            codes = _planar(codes.astype(np.uint16))
+            return _pack(codes, "linear", delta=True, step=step, offset=-_CENTER * step)
+    raise ValueError(f"reaches {largest:g} px, expected at most {FLOW_STEPS_PX[-1] * (_CENTER - 1):g} px")
+
+
+def decode_flow(data: bytes) -> Float32[np.ndarray, "P H W 2"]:
+    codes, header = _unpack(data, "linear")
+    flow = codes.astype(np.float32) * np.float32(header.step) + np.float32(header.offset)
+    return _channels_last(flow)
+
+
+def encode_scene_flow(scene_flow: Float32[np.ndarray, "P H W 3"]) -> bytes:
+    """f16: error at most 2^-11 of a component, or 2^-38 of the largest where that is more; 0 stays exactly 0."""
+    return _pack_half(_planar(scene_flow))
+
+
+def decode_scene_flow(data: bytes) -> Float32[np.ndarray, "P H W 3"]:
+    return _channels_last(_unpack_half(data))
+
+
+def encode_points(p_cam: Float32[np.ndarray, "T H W 3"]) -> bytes:
+    """As scene flow, in error too."""
+    return _pack_half(_planar(p_cam), delta=True)
+
+
+decode_points = decode_scene_flow
+
+
+def encode_uncertainty(uncertainty: Float32[np.ndarray, "P H W"]) -> bytes:
+    """Error at most 0.5 %, or 2^-38 of the largest value: it weighs, it is no measurement."""
+    return _pack_half(uncertainty, delta=True, drop_bits=_UNCERTAINTY_BITS)
+
+
+def decode_uncertainty(data: bytes) -> Float32[np.ndarray, "P H W"]:
+    return _unpack_half(data)
+
+
+def encode_mask(true: Bool[np.ndarray, "*shape"]) -> bytes:
+    """Exact."""
+    return _pack(np.packbits(true), "bits", shape=true.shape)
+
+
+def decode_mask(data: bytes) -> Bool[np.ndarray, "*shape"]:
+    packed, header = _unpack(data, "bits")
+    return np.unpackbits(packed, count=math.prod(header.shape)).reshape(header.shape).astype(bool)
+
+
+def encode_instances(instances: Int32[np.ndarray, "T H W"]) -> bytes:
+    """Exact."""
+    return _pack(instances, "int32")
+
+
+def decode_instances(data: bytes) -> Int32[np.ndarray, "T H W"]:
+    return _unpack(data, "int32")[0].astype(np.int32)
+
+
+def encode_cameras(world_from_cam: Float64[np.ndarray, "T 4 4"], intrinsics: Float64[np.ndarray, "T 4"]) -> bytes:
+    """Exact, an npz."""
+    file = io.BytesIO()
+    np.savez(file, world_from_cam=world_from_cam, intrinsics=intrinsics)
+    return file.getvalue()
+
+
+def decode_cameras(data: bytes) -> tuple[Float64[np.ndarray, "T 4 4"], Float64[np.ndarray, "T 4"]]:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return file["world_from_cam"], file["intrinsics"]
+    except Exception as error:  # zipfile, zlib and numpy each raise their own
+        raise ValueError(f"no npz of world_from_cam and intrinsics ({error})") from None
+
+
+def encode_plain(array: np.ndarray) -> bytes:
+    """Exact, an npy that any tool opens."""
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+    return file.getvalue()
+
+
+def decode_plain(data: bytes) -> np.ndarray:
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:
+        raise ValueError(f"no npy array ({error})") from None
+
+
+def encode_rgb(rgb: UInt8[np.ndarray, "T H W 3"], fps: float, crf: int = 14) -> bytes:
+    """H.264 in mp4, a key frame every 12, the same bytes every time (one thread, no dates, no tool's name).
+
+    Lossy: 4:2:0 color (BT.601, limited range) where both sides are even, as players want; 4:4:4 where one is odd. `crf=0` is exact:
+    it stores RGB itself (High 4:4:4 Predictive), which ffmpeg's family decodes and browsers do not.
+    """
+    import av.codec.context  # not at the top: 0.1 s that reading labels does not need
+    import av.video.reformatter
+
+    height, width = rgb.shape[1:3]
+    even = height % 2 == 0 and width % 2 == 0
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream: Any = container.add_stream("libx264rgb" if crf == 0 else "libx264", rate=_rate(fps))
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "rgb24" if crf == 0 else "yuv420p" if even else "yuv444p"
+        stream.time_base = stream.codec_context.time_base = 1 / _rate(fps)
+        stream.codec_context.flags |= av.codec.context.Flags.bitexact
+        stream.codec_context.thread_count = 1
+        stream.options = {"crf": str(crf), "preset": "fast", "g": str(_GOP), "x264-params": _X264}
+        if crf != 0:
+            stream.codec_context.colorspace = av.video.reformatter.Colorspace.SMPTE170M
+            stream.codec_context.color_range = av.video.reformatter.ColorRange.MPEG
+        for number, image in enumerate(rgb):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            if crf != 0:
+                frame = frame.reformat(
+                    format=stream.pix_fmt, dst_colorspace="ITU601", dst_color_range="MPEG", interpolation=_SCALER
+                )
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+_X264 = "threads=1:lookahead-threads=1:sliced-threads=0:open-gop=0:cpu-independent=1"
+_SCALER = 0x20 | 0x40000 | 0x80000
+"""libswscale's SWS_AREA | SWS_ACCURATE_RND | SWS_BITEXACT: the same on every processor."""
+
+
+def decode_rgb(mp4: bytes | BinaryIO, first: int = 0, count: int | None = None) -> UInt8[np.ndarray, "T H W 3"]:
+    """Frames first, first + 1, ... of what `encode_rgb` made; only from the key frame before `first` on is decoded."""
+    import av
+
+    frames: list[np.ndarray] = []
+    try:
+        with av.open(io.BytesIO(mp4) if isinstance(mp4, bytes) else mp4, "r") as container:
+            for number, frame in _numbered(container, first):
+                if number >= first:
+                    frames.append(frame.reformat(format="rgb24", interpolation=_SCALER).to_ndarray())
+                if count is not None and len(frames) == count:
+                    break
+    except (av.FFmpegError, IndexError, OverflowError) as error:
+        raise ValueError(f"no video ({error})") from None
+    if not frames or (count is not None and len(frames) < count):
+        raise ValueError(f"the video ends before frame {first + (count or 1) - 1}")
+    return np.stack(frames)
+
+
+def _numbered(container: Any, first: int) -> Iterator[tuple[int, Any]]:
+    stream = container.streams.video[0]
+    if stream.codec_context is None or not stream.average_rate:
+        raise ValueError("no video of a known codec and rate")
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"err_detect": "explode"}
+    tick = 1 / (stream.average_rate * stream.time_base)
+    if first >= _GOP:
+        container.seek(int(first * tick), stream=stream)
+    for frame in container.decode(stream):
+        if frame.pts is None:
+            raise ValueError("a frame without time")
+        yield round(frame.pts / tick), frame
+
+
+def _rate(fps: float) -> Fraction:
+    return Fraction(fps).limit_denominator(1001)
+
+
+def _planar(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(array, -1, 1))
+
+
+def _channels_last(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(array, 1, -1))
+
+
+def _pack_half(array: Float32[np.ndarray, "*shape"], delta: bool = False, drop_bits: int = 0) -> bytes:
+    if not np.isfinite(array).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(array))} values are not finite")
+    largest = float(np.abs(array).max(initial=0))
+    exponent = math.frexp(largest)[1] - _HALF_EXPONENT if largest else 0
+    half = np.ldexp(array, -exponent).astype(np.float16).view(np.uint16)
+    if drop_bits:
+        half = (half + np.uint16(1 << (drop_bits - 1))) & np.uint16(~((1 << drop_bits) - 1) & 0xFFFF)
+    if delta:
+        half = np.where(half >> 15, ~half, half | 0x8000)  # in the order of the numbers they stand for
+    return _pack(half, "half", delta=delta, step=math.ldexp(1.0, exponent))
+
+
+def _unpack_half(data: bytes) -> Float32[np.ndarray, "*shape"]:
+    codes, header = _unpack(data, "half")
+    if header.delta:
+        codes = np.where(codes >> 15, codes & 0x7FFF, ~codes)
+    return codes.view(np.float16).astype(np.float32) * np.float32(header.step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """The first line of a compact member."""
+
+    kind: str
+    shape: tuple[int, ...]
+    delta: bool
+    step: float
+    offset: float
+
+    @classmethod
+    def parse(cls, line: bytes, kind: str) -> "_Header":
+        try:
+            facts = json.loads(line)
+            version = facts.pop("wrz")
+            if version > VERSION:
+                raise ValueError(
+                    f"a compact member of version {version}, this worldreel reads up to {VERSION}: update it"
+                )
+            facts = {name: _HEADER[name](facts[name]) for name in _HEADER}
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError):
+            raise ValueError(f"not a compact member: it begins with {line[:20]!r}") from None
+        header = cls(**facts)
+        if header.kind != kind or min(header.shape, default=0) < 0:
+            raise ValueError(f"a member of kind {header.kind} and shape {header.shape}, expected {kind}")
+        return header
+
+
+_HEADER = {"kind": str, "shape": tuple, "delta": bool, "step": float, "offset": float}
+
+
+def _pack(
+    codes: np.ndarray,
+    kind: str,
+    *,
+    delta: bool = False,
+    shape: tuple[int, ...] | None = None,
+    step: float = 1.0,
+    offset: float = 0.0,
+) -> bytes:
+    shape = codes.shape if shape is None else shape
+    header = {"wrz": VERSION, "kind": kind, "shape": shape, "delta": delta, "step": step, "offset": offset}
+    if delta:
+        codes = _zigzag(_difference(codes))
+    raw = np.ascontiguousarray(codes, dtype=_DTYPES[kind])
+    planes = raw.reshape(-1).view(np.uint8).reshape(-1, raw.itemsize).T
+    body = _zstd().compress(np.ascontiguousarray(planes).tobytes(), asbytes=True)
+    return json.dumps(header, separators=(",", ":")).encode() + b"\n" + body
+
+
+def _unpack(data: bytes, kind: str) -> tuple[np.ndarray, _Header]:
+    line, _, body = data.partition(b"\n")
+    header = _Header.parse(line, kind)
+    dtype = np.dtype(_DTYPES[kind])
+    count = math.prod(header.shape)
+    num_bytes = -(-count // 8) if kind == "bits" else count * dtype.itemsize
+    try:
+        raw = _zstd().decompress(body, decompressed_size=num_bytes, asbytes=True)
+    except (pa.ArrowException, OSError, OverflowError, MemoryError) as error:
+        raise ValueError(f"a torn or corrupt {kind} member ({error})") from None
+    if len(raw) != num_bytes:
+        raise ValueError(f"a torn {kind} member: {len(raw)} bytes, expected {num_bytes}")
+    planes = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, -1)
+    codes = np.ascontiguousarray(planes.T).reshape(-1).view(dtype)
+    if kind == "bits":
+        return codes, header
+    codes = codes.reshape(header.shape)
+    return _sum(_unzigzag(codes)) if header.delta else codes, header
+
+
+def _difference(codes: UInt16[np.ndarray, "*batch H W"]) -> UInt16[np.ndarray, "*batch H W"]:
+    rows = codes.copy()
+    rows[..., 1:] -= codes[..., :-1]
+    both = rows.copy()
+    both[..., 1:, :] -= rows[..., :-1, :]
+    return both
+
+
+def _sum(differences: UInt16[np.ndarray, "*batch H W"]) -> UInt16[np.ndarray, "*batch H W"]:
+    rows = np.add.accumulate(differences, axis=-2, dtype=np.uint16)
+    return np.add.accumulate(rows, axis=-1, dtype=np.uint16)
+
+
+def _zigzag(codes: UInt16[np.ndarray, "*shape"]) -> UInt16[np.ndarray, "*shape"]:
+    """0, -1, 1, -2, ... become 0, 1, 2, 3, ...: small differences of either sign have a zero high byte."""
+    return (codes << np.uint16(1)) ^ (np.uint16(0) - (codes >> np.uint16(15)))
+
+
+def _unzigzag(codes: UInt16[np.ndarray, "*shape"]) -> UInt16[np.ndarray, "*shape"]:
+    return (codes >> np.uint16(1)) ^ (np.uint16(0) - (codes & np.uint16(1)))
+
+
+def _zstd() -> pa.Codec:
+    return pa.Codec("zstd", compression_level=3)
