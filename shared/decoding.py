@@ -26,6 +26,7 @@ MAX_PIXELS = 8192 * 4320
 
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,m4v,h264,hevc,obu,ivf"
 """No playlists (they name other files), no still pictures, no text: FFmpeg has demuxers that read those as videos."""
+_NO_INDEX = ("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "obu", "m4v")
 _BACK_OFF_SECONDS = (0.0, 2.0, 8.0, None)
 """How far before the wanted frames a seek aims; None: from the beginning, without a seek."""
 _PACKETS_UNTIL_A_FRAME = 300
@@ -50,8 +51,8 @@ class Facts:
     """Of every shown frame, in showing order; with gaps or repetitions where not `indexed`."""
     indexed: bool
     """True: every packet has a pts of its own."""
-    closed_gops: bool
-    """True: no frame is shown before the key frame that it is decoded after."""
+    plain_seeks: bool
+    """True: the container has an index, and no frame is shown before the key frame that it is decoded after."""
     promised_seconds: float | None
     found_seconds: float
     num_bytes: int
@@ -76,6 +77,8 @@ def opened(uri: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStre
             raise ValueError(f"{uri}: holds only {kinds}, expected a video stream")
         stream = container.streams.video[0]
         context = stream.codec_context
+        if context is None:
+            raise ValueError(f"{uri}: no decoder for its video stream, expected a codec that PyAV brings")
         if max(context.width, context.height) > MAX_SIDE_PX or context.width * context.height > MAX_PIXELS:
             raise ValueError(
                 f"{uri}: declares pictures of {context.width} x {context.height}, "
@@ -106,7 +109,7 @@ def look(uri: str) -> Facts:
             num_packets=len(packets.pts),
             pts=np.sort(pts),
             indexed=len(pts) > 0 and len(np.unique(pts)) == len(packets.pts),
-            closed_gops=packets.closed_gops,
+            plain_seeks=packets.closed_gops and container.format.name not in _NO_INDEX,
             promised_seconds=packets.promised_seconds(),
             found_seconds=packets.found_seconds(),
             num_bytes=packets.num_bytes,
@@ -129,7 +132,7 @@ def strict(uri: str) -> Iterator[av.VideoFrame]:
                 size = frame.height, frame.width
                 yield frame
         except av.FFmpegError as error:
-            raise Damaged(str(error)) from None
+            raise Damaged((error.strerror or type(error).__name__).lower()) from None
 
 
 def window(
@@ -141,7 +144,7 @@ def window(
     """
     run = index[first : last + 1]
     for back_seconds in _BACK_OFF_SECONDS:
-        with opened(uri) as (container, stream):
+        with opened(uri) as (container, stream), contextlib.suppress(av.FFmpegError):
             if back_seconds is not None:
                 aim = int(run[0]) - round(back_seconds / (stream.time_base or 1))
                 container.seek(max(int(index[0]), aim), stream=stream)
@@ -157,20 +160,15 @@ def _runs_through(
     take: Callable[[int, av.VideoFrame], Any],
 ) -> bool:
     found = 0
-    try:
-        for frame in frames:
-            if frame.pts is None or (found == 0 and frame.pts > run[0]):
-                return False
-            if frame.pts < run[0]:
-                continue
-            if frame.pts != run[found]:
-                return False
-            take(first + found, frame)
-            found += 1
-            if found == len(run):
-                return True
-    except av.FFmpegError:
-        return False
+    for frame in frames:
+        if frame.pts is not None and frame.pts < run[0]:
+            continue
+        if frame.pts != run[found]:
+            return False
+        take(first + found, frame)
+        found += 1
+        if found == len(run):
+            return True
     return False
 
 

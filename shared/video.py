@@ -54,7 +54,8 @@ class Video:
     bits_per_second: float = 0.0
     """Of the video stream."""
     rotation: int = 0
-    closed_gops: bool = True
+    plain_seeks: bool = True
+    """True: container and stream are such that decoders which seek without a check arrive at the right frame, too."""
     time_base: Fraction = Fraction(1, 1_000_000)
     pts: Int64[np.ndarray, " N"]
     """Presentation time of every frame, in `time_base`."""
@@ -102,7 +103,7 @@ def probe(uri: str, *, licence: str = "", caption: str = "", decoder: Decoder = 
         pixel_aspect=1 / facts.pixel_aspect if turned else facts.pixel_aspect,
         bits_per_second=8 * facts.num_bytes / facts.found_seconds if facts.found_seconds > 0 else 0.0,
         rotation=facts.rotation,
-        closed_gops=facts.closed_gops,
+        plain_seeks=facts.plain_seeks,
         time_base=facts.time_base,
         pts=facts.pts,
     )
@@ -137,7 +138,7 @@ def scan(video: Video, see: Callable[[Picture], Any]) -> Video:
             shown.append(frame.pts)
             see(Picture(number, _seconds(video, number, frame.pts), gray.gray(frame), bgr.bgr(frame)))
     except decoding.Damaged as error:
-        damage = f"damaged at frame {len(shown)} ({error})"
+        damage = f"damaged at frame {len(shown)}: {error}"
     if not shown:
         raise ValueError(f"{video.uri}: {damage or 'not one frame comes out of it'}, expected a video")
     return _proved(video, shown, damage)
@@ -153,12 +154,19 @@ def read(video: Video, wanted: Int64[np.ndarray, " N"], fit: Fit | None = None) 
         raise ValueError(f"{video.uri}: asked for frames {asked}, expected some of 0 to {video.num_frames - 1}")
     from shared import decoding
 
+    if video.decoder == "decord":
+        from shared import decord_reader
+
+        return decord_reader.read(video, wanted, fit)
     pictures: dict[int, np.ndarray] = {}
     needed = set(wanted.tolist())
 
     def take(number: int, frame: "av.VideoFrame") -> None:
         if number in needed:
             rgb = decoding.upright(frame, video.rotation)
+            if rgb.shape[:2] != (video.height, video.width):
+                size = f"{rgb.shape[1]} x {rgb.shape[0]}"
+                raise ValueError(f"{video.uri}: frame {number} is {size}, expected {video.width} x {video.height}")
             pictures[number] = fit(rgb) if fit else rgb
 
     first, last = min(needed), max(needed)
@@ -186,7 +194,7 @@ def _proved(video: Video, shown: list[int | None], damage: str) -> Video:
     promised = video.pts[: len(shown)].tolist()
     if not video.sequential and shown == promised:
         if len(shown) < video.num_frames and not damage:
-            damage = f"damaged at frame {len(shown)} (ends without an error)"
+            damage = f"damaged at frame {len(shown)}: the pictures end early"
         return replace(video, num_frames=len(shown), pts=video.pts[: len(shown)], note=_joined(video.note, damage))
     pts, time_base = _times(video, shown)
     note = _joined(video.note, "" if video.sequential else _NOT_SEEKABLE, damage)
