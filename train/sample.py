@@ -15,9 +15,7 @@ from torch.nn import functional as F
 
 from shared import camera
 from shared.clip import KEY_STRIDE, AnnotatedClip, Flow, Motion
-
-SIDE = 16
-"""Sides are multiples of this: eight pixels a latent cell, two cells a token."""
+from train.size import nearest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,14 +108,14 @@ torch.export.register_dataclass(Predicted)  # sharded and replicated modules loo
 def check_size(frames: int, height: int, width: int) -> None:
     """Refuses what the video VAE or the transformer would silently mangle.
 
-    Raises ValueError with the nearest legal size: 8N + 1 frames, sides that are multiples of 16.
+    Raises ValueError with the nearest legal size.
     """
-    if frames < 9 or (frames - 1) % 8:
-        legal = max(1, round((frames - 1) / 8)) * 8 + 1
-        raise ValueError(f"{frames} frames: the video VAE asks for 8N + 1 frames, at least 9; the nearest is {legal}")
-    if height < SIDE or width < SIDE or height % SIDE or width % SIDE:
-        near = [max(1, round(side / SIDE)) * SIDE for side in (height, width)]
-        raise ValueError(f"{height}x{width}: the sides must be multiples of {SIDE}; the nearest is {near[0]}x{near[1]}")
+    legal = nearest(frames, height, width)
+    if legal != (frames, height, width):
+        raise ValueError(
+            f"{frames}x{height}x{width}: the model asks for 8N + 1 frames, at least 9, and sides that are multiples of 16; "
+            f"the nearest is {'x'.join(map(str, legal))}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,7 +311,7 @@ def _key_flow(
         return empty[..., None].repeat(1, 1, 1, 2), empty.bool()
     from shared import warp  # the one home of the forward-backward test
 
-    ok = warp.cycle_ok(torch.from_numpy(flow.forward[pairs]), torch.from_numpy(flow.backward[pairs]))
+    ok = warp.cycle_ok(torch.tensor(flow.forward[pairs]), torch.tensor(flow.backward[pairs]))
     return torch.from_numpy(crop.flow(flow.forward[pairs])), torch.from_numpy(crop.nearest(ok.numpy()))
 
 

@@ -27,9 +27,16 @@ else:
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 
-LATENT = frozenset({"rgb", "depth", "flow", "motion"})
-"""Slots of a clip that the latents are made of (motion holds the sky)."""
-LABELS = LATENT | {"points", "cameras", "key_flow"}
+LATENT = frozenset({"rgb", "depth", "flow.forward", "motion.sky"})
+"""Parts of a clip that the latents are made of."""
+LABELS = LATENT | {
+    "points",
+    "cameras",
+    "motion.dynamic",
+    "motion.key_scene_flow",
+    "motion.key_scene_flow_valid",
+}
+"""And those that the decoder is held against."""
 
 
 class Generator(Knobs):
@@ -113,7 +120,7 @@ class SelfSupervised(Knobs):
 
     @property
     def parts(self) -> frozenset[str]:
-        return LABELS
+        return LATENT | {"cameras", "key_flow", "motion.dynamic"}
 
     def trainable(self, models: Models) -> Modules:
         return {"dpt": models.dpt}

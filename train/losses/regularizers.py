@@ -28,12 +28,12 @@ def depth_consistency(
     return root_mean(residual.square(), inside & _static_and_visible(batch, pairs, max_depth_gap))
 
 
-def smooth_flow(predicted: Predicted, batch: Batch) -> Float[Tensor, " B"]:
-    """√mean |∇x F3d|² + √mean |∇y F3d|², in units of the scene a pixel, over neighbors that both move and are valid.
+def smooth_flow(predicted: Predicted, moving: Bool[Tensor, "B K H W"]) -> Float[Tensor, " B"]:
+    """√mean |∇x F3d|² + √mean |∇y F3d|², in units of the scene a pixel, over neighbors that both move.
 
-    Across the edge of what moves a jump is the truth, so such neighbors do not count.
+    `moving` are pixels of the foreground with valid motion. Across its edge a jump is the truth, so such neighbors do not count.
     """
-    moving, flow = batch.dynamic & batch.scene_flow_valid, predicted.scene_flow
+    flow = predicted.scene_flow
     along_x = (flow[:, :, :, 1:] - flow[:, :, :, :-1]).square().sum(-1)
     along_y = (flow[:, :, 1:] - flow[:, :, :-1]).square().sum(-1)
     both_x, both_y = moving[..., 1:] & moving[..., :-1], moving[:, :, 1:] & moving[:, :, :-1]

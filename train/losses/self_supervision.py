@@ -28,7 +28,7 @@ def reprojection(predicted: Predicted, batch: Batch, huber_delta_diagonals: floa
     uv, _, _ = regularizers.view(p_next, regularizers.of(intrinsics, target))
     error = (uv - _flow_target(batch)) / _diagonal(batch)
     each = F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=huber_delta_diagonals).sum(-1)
-    return masked_mean(each / huber_delta_diagonals, _sure(batch))
+    return masked_mean(each / huber_delta_diagonals, sure(batch))
 
 
 def static_depth(predicted: Predicted, batch: Batch) -> Float[Tensor, " B"]:
@@ -37,7 +37,7 @@ def static_depth(predicted: Predicted, batch: Batch) -> Float[Tensor, " B"]:
     _, z, _ = regularizers.land(predicted.depth, world_from_cam, intrinsics, pairs)
     seen = regularizers.at(predicted.depth, pairs[..., 1], _flow_target(batch))
     each = (seen.clamp_min(1e-6).log() - z.clamp_min(1e-6).log()).abs()
-    return masked_mean(each, _sure(batch) & ~batch.dynamic[:, :-1])
+    return masked_mean(each, sure(batch) & ~batch.dynamic[:, :-1])
 
 
 def agreement(predicted: Predicted, batch: Batch) -> Float[Tensor, " B"]:
@@ -75,7 +75,8 @@ def _flow_target(batch: Batch) -> Float[Tensor, "B Q H W 2"]:
     return camera.pixel_centers(height, width, like=batch.key_flow) + batch.key_flow
 
 
-def _sure(batch: Batch) -> Bool[Tensor, "B Q H W"]:
+def sure(batch: Batch) -> Bool[Tensor, "B Q H W"]:
+    """Where key flow leads there and back."""
     return batch.key_flow_valid & batch.has_key_flow[:, None, None, None]
 
 

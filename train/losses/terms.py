@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from train.losses import (
     Decoding,
@@ -49,7 +50,7 @@ def regularizing(knobs: Regularizing, predicted: Predicted, batch: Batch, noise:
         gap = knobs.depth_consistency.max_depth_gap
         terms["depth_consistency"] = regularizers.depth_consistency(predicted, batch, pairs, gap)
     if knobs.smooth_flow:
-        terms["smooth_flow"] = regularizers.smooth_flow(predicted, batch)
+        terms["smooth_flow"] = regularizers.smooth_flow(predicted, batch.dynamic & batch.scene_flow_valid)
     return terms
 
 
@@ -66,7 +67,8 @@ def self_supervising(knobs: SelfSupervision, predicted: Predicted, batch: Batch)
     if knobs.mask:
         terms["mask"] = mask.loss(predicted, batch)
     if knobs.smooth_flow:
-        terms["smooth_flow"] = regularizers.smooth_flow(predicted, batch)
+        moving = F.pad(self_supervision.sure(batch), (0, 0, 0, 0, 0, 1)) & batch.dynamic
+        terms["smooth_flow"] = regularizers.smooth_flow(predicted, moving)
     return terms
 
 
