@@ -133,8 +133,7 @@ def windows(
 ) -> tuple[list[Int64[np.ndarray, " T"]], str]:
     """Frame numbers of the clips in frames `first` to `end - 1`, one after the other, and why there are none."""
     shot = seconds[first:end]
-    lasts = float(shot[-1] - shot[0])
-    rate = (len(shot) - 1) / lasts if lasts > 0 else cut.fps
+    rate = _rate(shot) if len(shot) > 1 else cut.fps
     if rate < cut.fps * (1 - _SAME_RATE):
         return [], f"too slow: {rate:.4g} frames/s, expected at least {cut.fps:g}"
     step = 1 / rate if abs(rate / cut.fps - 1) <= _SAME_RATE else 1 / cut.fps
@@ -151,9 +150,15 @@ def windows(
     if found:
         return _spread(found, cut.max_clips_per_shot), ""
     if gaps:
-        return [], f"gaps: between {gaps} of its gaps no {cut.frames} frames at {cut.fps:g} frames/s"
-    needed = (cut.frames - 1) * step + 1 / rate
-    return [], f"too short: {lasts + 1 / rate:.2f} s, expected at least {needed:.2f}"
+        return [], f"gaps: {gaps} holes in time leave no {cut.frames} frames at {cut.fps:g} frames/s"
+    lasts, needed = float(shot[-1] - shot[0]) + 1 / rate, (cut.frames - 1) * step + 1 / rate
+    return [], f"too short: {lasts:.2f} s, expected at least {needed:.2f}"
+
+
+def _rate(seconds: Float64[np.ndarray, " N"]) -> float:
+    """Frames a second where there are frames: gaps do not slow a source down."""
+    steps = np.diff(seconds)
+    return 1 / float(steps[steps <= 2 * np.median(steps)].mean())
 
 
 def _nearest(

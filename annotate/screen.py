@@ -41,7 +41,7 @@ class Screen(Knobs):
     letterbox: Range | None = None
     """Share of the picture under black borders."""
     cut: Range | None = None
-    """The largest change between two frames, relative to the changes around it: a cut that the detector missed is above 5."""
+    """The largest change between two frames, relative to the changes around it: above 3 it may be a cut."""
     aspect: Range | None = None
     """Shown width over height."""
     bitrate: Range | None = None
@@ -210,7 +210,7 @@ def phash(gray: UInt8[np.ndarray, "h w"]) -> int:
 
 
 def _covered(top: float, bottom: float, left: float, right: float) -> float:
-    return 1 - max(1 - top - bottom, 0) * max(1 - left - right, 0)
+    return 1 - max(1 - top - bottom, 0.0) * max(1 - left - right, 0.0)
 
 
 def _verdict(name: str, score: float | None, gate: Range) -> str:
