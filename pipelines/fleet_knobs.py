@@ -40,7 +40,7 @@ class Fleet(Knobs):
     open_blocks: Annotated[int, Field(ge=1)] = 64
     """Blocks under work at once, at most."""
     spool: str | None = None
-    """Where finished clips wait; None: OUT/spool, or a scratch folder of this machine when OUT is a bucket and there is no cluster."""
+    """Where finished clips wait; None: OUT/spool; a scratch folder here if OUT is a bucket and there is no cluster."""
 
     attempts: Annotated[int, Field(ge=1)] = 2
     """After so many deaths, time-outs or errors a clip is quarantined. A plain refusal (not a video) is final at once."""
@@ -48,6 +48,6 @@ class Fleet(Knobs):
     """The same for machines that vanish, which is rarely the clip's fault."""
     max_fault_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Of the last `fault_window` tasks; when one class of fault has more, the run stops and says which."""
-    max_refused_share: Annotated[float, Field(gt=0, le=1)] = 0.98
-    """The same for files that are refused as unreadable: a folder may well hold many."""
+    max_refused_videos: Annotated[int, Field(ge=1)] = 1000
+    """So many unreadable files in a row stop the run; a folder may well hold many."""
     fault_window: Annotated[int, Field(ge=2)] = 50

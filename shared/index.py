@@ -40,6 +40,7 @@ INDEX = pa.schema(
         ("annotator_licences", pa.list_(pa.string())),
         ("degenerate", pa.string()),  # the cameras' flags; null if none
         ("metric", pa.bool_()),
+        ("phash", pa.int64()),  # perceptual hash of a picture near the middle; null where there is none
         ("work_key", pa.string()),  # hash of clip, recipe and models: changes if the labels would
         ("format", pa.int32()),
         ("shard", pa.string()),  # file name of the tar beside this index

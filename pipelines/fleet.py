@@ -1,0 +1,221 @@
+"""Where the seats stand: in this process, in local processes, or in Ray Core actors. One small loop drives all three.
+
+Ray is asked for placement and calls only: actors never restart and Ray retries nothing, the loop decides.
+"""
+
+import concurrent.futures
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pipelines import seat
+from pipelines.tasks import Fault, Job, Outcome, Task
+
+TaskKind = Literal["cut", "clip", "pack"]
+
+_OBJECT_STORE_BYTES = 80_000_000
+"""The least that Ray accepts: only paths and numbers pass through it."""
+_GRACE_S = 60.0
+"""Beyond a task's own time-out; then not only the worker hangs but its guard."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What one seat needs, and which tasks it takes."""
+
+    job: Job
+    kinds: frozenset[TaskKind]
+    cpus: float
+    gpus: float
+
+
+class Crew(Protocol):
+    """Seats by number. A seat does one thing at a time and answers with an outcome, whatever happens to it."""
+
+    def start(self, number: int, place: Place) -> None:
+        """Fills the seat with a fresh worker; its outcome names the `node` and that machine's `memory_gib`."""
+        ...
+
+    def submit(self, number: int, task: Task) -> None: ...
+
+    def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:
+        """Outcomes, as soon as there is one, or none after this time. `gone` among the values: the seat must be started again."""
+        ...
+
+    def close(self) -> None:
+        """Ends every worker, and what was started for them."""
+        ...
+
+
+class Inline:
+    """One worker in this process, for debugging: nothing guards it."""
+
+    def __init__(self) -> None:
+        self._worker: Any = None
+        self._ready: list[tuple[int, Outcome]] = []
+
+    def start(self, number: int, place: Place) -> None:
+        try:
+            self._worker = seat.make(place.job)
+            outcome = Outcome(value=seat.machine())
+        except Exception as error:
+            outcome = Outcome(fault=seat.start_fault(seat.fault_of(error)))
+        self._ready.append((number, outcome))
+
+    def submit(self, number: int, task: Task) -> None:
+        began = time.monotonic()
+        value, fault = seat.answer(self._worker, task)
+        self._ready.append((number, Outcome(value=value, fault=fault, seconds=time.monotonic() - began)))
+
+    def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:
+        ready, self._ready = self._ready, []
+        return ready
+
+    def close(self) -> None:
+        self._worker = None
+
+
+class Local:
+    """Processes of this machine without Ray, a thread for each seat."""
+
+    def __init__(self) -> None:
+        self._seats: dict[int, seat.Seat] = {}
+        self._threads: dict[int, concurrent.futures.ThreadPoolExecutor] = {}
+        self._busy: dict[concurrent.futures.Future[Outcome], int] = {}
+
+    def start(self, number: int, place: Place) -> None:
+        if number in self._seats:
+            self._seats[number].kill()
+        self._seats[number] = seat.Seat(place.job)
+        # a thread of its own, kept for good: a worker dies with the thread that started it
+        self._threads.setdefault(number, concurrent.futures.ThreadPoolExecutor(1))
+        self._busy[self._threads[number].submit(self._seats[number].start)] = number
+
+    def submit(self, number: int, task: Task) -> None:
+        self._busy[self._threads[number].submit(self._seats[number].do, task)] = number
+
+    def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:
+        done, _ = concurrent.futures.wait(self._busy, timeout_s, concurrent.futures.FIRST_COMPLETED)
+        return [(self._busy.pop(future), future.result()) for future in done]
+
+    def close(self) -> None:
+        for number, thread in self._threads.items():
+            self._seats[number].kill()
+            thread.submit(self._seats[number].close).result()
+            thread.shutdown()
+
+
+class RayActors:
+    """Ray Core actors, on a Ray of our own or on the cluster at `address`. Shuts down only what it started."""
+
+    def __init__(self, address: str | None = None) -> None:
+        self._ray, self._ours = _ray(address)
+        self._actors: dict[int, Any] = {}
+        self._nodes: dict[int, str] = {}
+        self._busy: dict[Any, tuple[int, float]] = {}
+
+    def start(self, number: int, place: Place) -> None:
+        remote = self._ray.remote(_SeatActor).options(
+            num_cpus=place.cpus, num_gpus=place.gpus, max_restarts=0, max_task_retries=0
+        )
+        if number in self._actors:
+            self._ray.kill(self._actors[number])
+        self._actors[number] = remote.remote(place.job)
+        # it may wait long for a free machine: the seat itself limits how long its worker may load
+        self._busy[self._actors[number].start.remote()] = number, float("inf")
+
+    def submit(self, number: int, task: Task) -> None:
+        call = self._actors[number].do.remote(task)
+        self._busy[call] = number, time.monotonic() + task.timeout_s + _GRACE_S
+
+    def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:
+        calls = list(self._busy)
+        if not calls:
+            return []
+        self._ray.wait(calls, num_returns=1, timeout=timeout_s)
+        ready, waiting = self._ray.wait(calls, num_returns=len(calls), timeout=0)
+        return [self._collect(call) for call in ready] + [
+            self._give_up(call) for call in waiting if time.monotonic() > self._busy[call][1]
+        ]
+
+    def close(self) -> None:
+        for actor in self._actors.values():
+            self._ray.kill(actor)
+        if self._ours:
+            self._ray.shutdown()
+
+    def machines(self) -> list[dict[str, float]]:
+        """Resources of every machine that is alive."""
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+
+    def _collect(self, call: Any) -> tuple[int, Outcome]:
+        number, _ = self._busy.pop(call)
+        try:
+            outcome = self._ray.get(call)
+            self._nodes[number] = outcome.value.pop("ray_node", self._nodes.get(number))
+            return number, outcome
+        except self._ray.exceptions.RayError as error:
+            return number, Outcome(value={"gone": True}, fault=self._fault(number, error))
+
+    def _give_up(self, call: Any) -> tuple[int, Outcome]:
+        number, _ = self._busy.pop(call)
+        self._ray.kill(self._actors[number])
+        fault = Fault(kind="timeout", message="neither the worker nor the actor that guards it answered in time")
+        return number, Outcome(value={"gone": True}, fault=fault)
+
+    def _fault(self, number: int, error: Exception) -> Fault:
+        text = " ".join(str(error).split())
+        alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
+        if isinstance(error, self._ray.exceptions.OutOfMemoryError):
+            return Fault(kind="out_of_memory", message="its machine ran out of memory and Ray ended it", tail=text)
+        if (node := self._nodes.get(number)) and node not in alive:
+            return Fault(kind="node_lost", message=f"the machine with Ray's node {node[:12]} was lost", tail=text)
+        return Fault(kind="died", message="the actor that holds its worker died", tail=text[-2000:])
+
+
+class _SeatActor(seat.Seat):
+    """A seat that knows its place in the cluster."""
+
+    def start(self) -> Outcome:
+        import ray
+
+        outcome = super().start()
+        outcome.value["ray_node"] = ray.get_runtime_context().get_node_id()
+        return outcome
+
+
+def _ray(address: str | None) -> tuple[Any, bool]:
+    """Ray, quiet, and whether it was started here."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:  # on Linux, too, nothing outside this machine shall reach what we start
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    import ray
+
+    if ray.is_initialized():
+        return ray, False
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+            **quiet,
+        )
+        return ray, True
+    try:
+        ray.init(address=address, runtime_env=runtime_env(), **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"--address {address}: no Ray cluster answers ({' '.join(str(error).split())[:200]})"
+        ) from None
+    return ray, True
+
+
+def runtime_env() -> dict[str, Any]:
+    """Ships our five packages to a cluster whose machines have the dependencies."""
+    root = Path(__file__).resolve().parent.parent
+    return {"py_modules": [str(root / name) for name in ("annotate", "curate", "pipelines", "shared", "train")]}

@@ -1,0 +1,99 @@
+"""`worldreel status OUT`: what a run has done so far, from its files alone, while it works and after."""
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines import ledger, packing, plan, progress, sources
+from pipelines.funnel import Funnel, count
+from shared import files
+
+_FRESH_S = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """A run as its files tell it."""
+
+    videos: int
+    funnel: Funnel
+    blocks: int
+    """Committed."""
+    first: float | None
+    """Unix times of the ledger's first and last event."""
+    last: float | None
+    recent_clips: int
+    """Annotated in the last ten minutes before that."""
+
+    @property
+    def pace(self) -> float:
+        """Clips a second, lately."""
+        if self.last is None or self.first is None:
+            return 0.0
+        return progress.rate(self.recent_clips, min(600.0, self.last - self.first))
+
+
+def read(out: str) -> Status:
+    """Raises ValueError if OUT holds no run."""
+    out = sources.absolute(out)
+    if not plan.runs(out):
+        raise ValueError(f"{out}: holds no run of worldreel annotate")
+    funnel, ends, first, last = Funnel(), [], None, None
+    for _, events in ledger.read(out):
+        funnel += count(ledger.standings(events).values())
+        ends += [event["time"] for event in events if event["event"] == "done" and event.get("kind") == "clip"]
+        first = min(filter(None, (first, events[0]["time"] if events else None)), default=None)
+        last = max(filter(None, (last, events[-1]["time"] if events else None)), default=None)
+    recent = sum(moment > (last or 0) - 600 for moment in ends)
+    blocks = len(packing.committed_blocks(files.join(out, "shards")))
+    return Status(
+        videos=plan.num_videos(out), funnel=funnel, blocks=blocks, first=first, last=last, recent_clips=recent
+    )
+
+
+def show(out: str, *, as_json: bool = False) -> None:
+    """Prints it."""
+    status = read(out)
+    print(json.dumps(as_dict(status), indent=1) if as_json else "\n".join(lines(status)))
+
+
+def as_dict(status: Status) -> dict[str, Any]:
+    """For programs."""
+    return {
+        "videos": status.videos,
+        **status.funnel.as_dict(),
+        "blocks": status.blocks,
+        "complete": complete(status),
+        "first_event": status.first,
+        "last_event": status.last,
+        "clips_per_second": status.pace,
+        "video_hours_per_day": status.pace * _seconds_a_clip(status) * 24,
+    }
+
+
+def lines(status: Status) -> list[str]:
+    """For people."""
+    found = list(progress.told(status.funnel, status.videos))
+    if complete(status):
+        state = "complete"
+    elif status.last is not None and time.time() - status.last < _FRESH_S:
+        state = f"at work, {progress.eta(status.funnel, status.videos, status.pace)}"
+    else:
+        state = "stopped before its end: run the same command again"
+    hours = status.pace * _seconds_a_clip(status) * 24
+    found.append(f"{status.pace * 60:.1f} clips/min lately, {hours:.1f} video hours a day; {state}")
+    for kind, times in status.funnel.failed.most_common(5):
+        example = status.funnel.examples[kind]
+        found.append(f"failed, {kind}: {times}, for example {example['key']} of {example['uri']}: {example['reason']}")
+    return found
+
+
+def complete(status: Status) -> bool:
+    """True: everything that was planned is committed."""
+    funnel = status.funnel
+    return funnel.blocks_committed == status.blocks and funnel.videos_cut + funnel.videos_failed == status.videos
+
+
+def _seconds_a_clip(status: Status) -> float:
+    return status.funnel.video_seconds / max(status.funnel.annotated, 1)
