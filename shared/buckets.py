@@ -95,7 +95,12 @@ def connect(scheme: str, pid: int, found: Settings) -> "FileSystem":
         if not place:
             return fs.GcsFileSystem()
         return fs.GcsFileSystem(anonymous=True, scheme=endpoint.scheme, endpoint_override=endpoint.netloc)
-    options: dict[str, Any] = {"region": found[1]} if found[1] else {}
+    options: dict[str, Any] = {
+        "allow_delayed_open": True,  # small objects in one request
+        "retry_strategy": fs.AwsDefaultS3RetryStrategy(max_attempts=2),  # of one part; whole operations: `persistently`
+    }
+    if found[1]:
+        options["region"] = found[1]
     if place:
         options.setdefault("region", "us-east-1")  # or pyarrow would ask Amazon
         options |= {"endpoint_override": str(endpoint.netloc) + endpoint.path.rstrip("/"), "scheme": endpoint.scheme}

@@ -112,7 +112,7 @@ def verify(folder: files.Uri, name: str) -> None:
     """Reads all of a shard's tar. Raises ValueError if it is not the one that its index was written for."""
     tar_uri, index_uri = _uris(folder, name)
     with files.open_input(tar_uri) as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != _facts(index_uri)[_SHA256].decode():
         raise ValueError(f"{tar_uri}: its sha256 is not the one in its index")
 

@@ -32,12 +32,13 @@ def s3_server() -> Iterator[str]:
     """The endpoint of a moto server in a process of its own, on a free port of this machine."""
     code = (
         "from moto.server import ThreadedMotoServer as S; s = S(ip_address='127.0.0.1', port=0); s.start();"
-        "print(s.get_host_and_port()[1], flush=True); import threading; threading.Event().wait()"
+        "print(); print(s.get_host_and_port()[1], flush=True); import threading; threading.Event().wait()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
         try:
             assert server.stdout is not None
-            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+            port = next(int(line) for line in server.stdout if line.strip().isdigit())
+            yield f"http://127.0.0.1:{port}"
         finally:
             server.kill()
 
