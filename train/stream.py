@@ -116,13 +116,14 @@ class Stream:
         mine = self.batch // world
         return range(step * self.batch + rank * mine, step * self.batch + (rank + 1) * mine)
 
-    def one_of_each(self) -> list[Draw]:
-        """The first draw of every data set at every size."""
-        draws = []
-        for dataset, size in sorted(self._rows):
-            nth_step, place = divmod(self._dataset_turns[size].turn(dataset, 0), self.batch)
-            draws.append(self[self._size_turns.turn(size, nth_step) * self.batch + place])
-        return draws
+    def sources(self) -> list[tuple[str, Size]]:
+        """Every data set at every size it is trained at."""
+        return [(dataset, self._sizes[size]) for dataset, size in sorted(self._rows)]
+
+    def when(self, dataset: str, size: Size, number: int) -> int:
+        """The position at which a data set has its draw `number` (from 0) at a size."""
+        nth_step, place = divmod(self._dataset_turns[str(size)].turn(dataset, number), self.batch)
+        return self._size_turns.turn(str(size), nth_step) * self.batch + place
 
 
 def read_selection(root: str | Path) -> pa.Table:

@@ -111,9 +111,10 @@ def test_a_step_has_one_size_and_overall_shares_stay():
     assert sum(draw.dataset == "a" for draw in draws) / len(draws) == pytest.approx(0.75, abs=2 / PERIOD)
     epochs = {size: max(d.epoch for d in draws if d.dataset == "a" and d.size == size) for size in (SMALL, LONG)}
     assert abs(epochs[SMALL] - epochs[LONG]) <= 1  # the sizes of a data set end their epochs together
-    each = stream.one_of_each()
-    assert [(draw.dataset, draw.size) for draw in each] == [("a", LONG), ("a", SMALL), ("b", LONG)]
-    assert all(draw.epoch == 0 for draw in each)
+    assert stream.sources() == [("a", LONG), ("a", SMALL), ("b", LONG)]
+    for source in stream.sources():
+        mine = [draw.position for draw in draws if (draw.dataset, draw.size) == source]
+        assert [stream.when(*source, number) for number in (0, 1, 99)] == [mine[0], mine[1], mine[99]]
 
 
 def test_a_heavy_clip_stands_more_often_in_an_epoch():

@@ -1,0 +1,213 @@
+"""Ranks: one process or many, replicas or shards; and what the backward pass computes again.
+
+There is always a process group (of one rank when alone), so that one path is trained, saved and tested. Sharding is FSDP2, and
+replicas are its hybrid form with shards of one rank. Weights, gradients and their reduction are float32; on GPUs the arithmetic is
+bfloat16.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.utils import checkpoint as recomputation
+
+from train.recipe import Parallel, TrainRecipe
+
+ATTENTION = "scaled_dot_product"
+"""Part of the name of every attention operator, whatever the backend."""
+
+FLOAT32_PARTS = ("heads",)
+"""Parts of networks that compute in float32 whatever the rest does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among the others."""
+
+    rank: int
+    size: int
+    device: torch.device
+    group: Any
+    """Of CPUs, for the few numbers that ranks tell each other without stopping a GPU."""
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Of all ranks, each number for itself."""
+        summed = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(summed, group=self.group)
+        return summed.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank. For rare events: it pickles."""
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.group)
+        return found
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        dist.barrier(group=self.group)
+
+
+@contextmanager
+def join() -> Iterator[World]:
+    """Joins the ranks that torchrun or Ray Train started, or stands alone; leaves the group it made itself."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    mine = not dist.is_initialized()
+    if mine:
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        dist.init_process_group(backend, **alone)
+    try:
+        group = dist.new_group(backend="gloo")
+        yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=device, group=group)
+    finally:
+        if mine:
+            dist.destroy_process_group()
+
+
+def check(recipe: TrainRecipe, world_size: int) -> None:
+    """Refuses a batch that ranks cannot share evenly: unequal work hangs collectives. Raises ValueError."""
+    mine, left = divmod(recipe.batch, world_size)
+    if left:
+        raise ValueError(f"batch is {recipe.batch}, which does not divide among {world_size} ranks")
+    if mine % recipe.parallel.micro_batch:
+        raise ValueError(
+            f"a rank's share of the batch is {mine}, not a multiple of parallel.micro_batch={recipe.parallel.micro_batch}"
+        )
+
+
+def computes_in(knobs: Parallel, device: torch.device) -> torch.dtype:
+    """The precision of arithmetic. Weights, gradients and their reduction are float32 whatever it is."""
+    chosen = knobs.precision if knobs.precision != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+    return getattr(torch, chosen)
+
+
+@contextmanager
+def precision(knobs: Parallel, device: torch.device) -> Iterator[None]:
+    """Matrix products in the precision of the knobs; what is sensitive (norms, losses, rotary tables) stays float32."""
+    dtype = computes_in(knobs, device)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        yield
+
+
+def place(module: nn.Module, knobs: Parallel, world: World) -> None:
+    """Moves a module that will be trained to its device, and recomputes, compiles and shards its blocks as the knobs say.
+
+    In place: names, and so checkpoints, stay those of the plain module, whatever the number of ranks.
+    Raises ValueError for weights that are not float32: small updates would be rounded away.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ValueError(f"{name} is {parameter.dtype}, trained weights must be float32: set model.dtype=float32")
+    module.to(world.device)
+    recompute(module, knobs.recompute)
+    repeated = list(blocks(module))
+    if knobs.compile:
+        for block in repeated:
+            block.compile()
+    if world.size > 1 or world.device.type == "cuda":
+        _shard(module, repeated, knobs, world)
+
+
+def _shard(module: nn.Module, repeated: list[nn.Module], knobs: Parallel, world: World) -> None:
+    """FSDP2: blocks gather their weights, in the precision of the arithmetic, when their turn comes."""
+    dtype, mesh = computes_in(knobs, world.device), _mesh(knobs, world)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for name, part in module.named_modules():
+        if name.rpartition(".")[2] in FLOAT32_PARTS:
+            fully_shard(part, mesh=mesh)
+    for block in [*repeated, module]:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    for method in ("encode", "decode"):  # of the video VAE, which is not entered through forward
+        if hasattr(module, method):
+            register_fsdp_forward_method(module, method)
+
+
+def place_frozen(module: nn.Module, knobs: Parallel, world: World) -> None:
+    """Moves a module that is only read, in the precision of the arithmetic."""
+    module.requires_grad_(False).eval().to(world.device)
+    if (dtype := computes_in(knobs, world.device)) != torch.float32:
+        module.to(dtype)
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The repeated parts of a network: members of its lists, the outermost ones."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from (part for part in child if any(True for _ in part.parameters()))
+        else:
+            yield from blocks(child)
+
+
+def recompute(module: nn.Module, what: str) -> None:
+    """Chooses what the backward pass computes again, in networks that know gradient checkpointing."""
+    if what == "none":
+        return
+    keep: dict[str, Any] = {"context_fn": _keep_attention} if what == "selective" else {}
+
+    def run(function: nn.Module, *inputs: Any) -> Any:
+        return recomputation.checkpoint(function, *inputs, use_reentrant=False, **keep)
+
+    if hasattr(module, "enable_gradient_checkpointing"):
+        module.enable_gradient_checkpointing(run)  # pyright: ignore[reportCallIssue]
+        return
+    for part in module.modules():
+        if hasattr(part, "gradient_checkpointing"):
+            part.gradient_checkpointing = True  # pyright: ignore[reportArgumentType]
+
+
+def _keep_attention() -> tuple[Any, Any]:
+    return recomputation.create_selective_checkpoint_contexts(_attention_policy)
+
+
+def _attention_policy(_context: Any, operator: Any, *_: Any, **__: Any) -> recomputation.CheckpointPolicy:
+    """Attention is half of the work and little of the memory, so its outputs are kept."""
+    kept = ATTENTION in str(operator)
+    policy = recomputation.CheckpointPolicy
+    return policy.MUST_SAVE if kept else policy.PREFER_RECOMPUTE
+
+
+def _mesh(knobs: Parallel, world: World) -> DeviceMesh:
+    if knobs.mode == "ddp":
+        return init_device_mesh(world.device.type, (world.size, 1), mesh_dim_names=("replica", "shard"))
+    return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
+
+
+@contextmanager
+def accumulating(modules: Iterable[nn.Module], *, last: bool) -> Iterator[None]:
+    """Reduces gradients over ranks only in the last of the micro-batches."""
+    sharded = [module for module in modules if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_requires_gradient_sync(last)
+    yield
+
+
+def clip(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+    """Scales gradients to a global norm of at most `largest` and returns the norm before. Once a step, after accumulation."""
+    norm = nn.utils.clip_grad_norm_(list(parameters), largest)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, not this rank's shard of it. Every rank must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What of the tensor this rank holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

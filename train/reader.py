@@ -1,0 +1,236 @@
+"""From positions of the stream to batches: the bytes a stage needs, fetched ahead by threads, decoded by worker processes.
+
+Nothing here has a state to save: item i of a rank is a pure function of i, workers only decide when it is made. So their number may
+change between any two starts, and starting in the middle costs nothing.
+"""
+
+import hashlib
+import os
+import signal
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from shared import shards
+from shared.clip import KEY_STRIDE
+from train.noise import generator
+from train.recipe import Reading
+from train.sample import Batch, Sample, collate, from_clip, placeholder
+from train.stream import Draw, Stream
+
+Members = dict[str, bytes]
+CORRUPT = (ValueError, OSError)
+"""What bad data raises. Anything else is a fault of the program and stops it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A sample that could not be read; a placeholder of weight 0 took its place."""
+
+    position: int
+    clip_id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Loaded:
+    """A batch, where its samples stand in the stream, and what of it could not be read."""
+
+    batch: Batch
+    positions: tuple[int, ...]
+    failures: tuple[Failure, ...]
+
+    def pin_memory(self) -> "Loaded":
+        """In page-locked memory, from which a GPU copies while it computes. The loader calls it."""
+        tensors = {f.name: value for f in fields(Batch) if isinstance(value := getattr(self.batch, f.name), Tensor)}
+        return replace(self, batch=replace(self.batch, **{name: t.pin_memory() for name, t in tensors.items()}))
+
+
+class Cache:
+    """Members of clips on a local disk, each clip one whole file; the longest unused go when there are too many bytes."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+        self._written = max_bytes  # bytes since the last look at the folder: look at the first chance
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, name: str) -> Members | None:
+        """The members, if they are there and whole."""
+        path = self.folder / name
+        try:
+            members = shards.read_artifact(path)[1]
+            os.utime(path)
+        except CORRUPT:
+            return None
+        return members
+
+    def put(self, name: str, clip_id: str, members: Mapping[str, bytes]) -> None:
+        shards.write_artifact(self.folder / name, clip_id, members, {})
+        self._written += sum(map(len, members.values()))
+        if self._written > self.max_bytes // 16:
+            self._written = 0
+            self._evict()
+
+    def _evict(self) -> None:
+        found = []
+        for path in self.folder.glob("*.clip"):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue  # another process evicts as well
+            found.append((stat.st_mtime_ns, stat.st_size, path))
+        kept = 0
+        for _, num_bytes, path in sorted(found, reverse=True):
+            kept += num_bytes
+            if kept > self.max_bytes:
+                path.unlink(missing_ok=True)
+
+
+class Fetcher:
+    """Bytes of members, by range, from shards or from the cache in front of them. Threads may share it."""
+
+    def __init__(self, root: str, parts: Collection[str], knobs: Reading) -> None:
+        self.root, self.parts = root, tuple(sorted(parts))
+        self.cache = Cache(Path(knobs.cache), int(knobs.cache_gb * 2**30)) if knobs.cache else None
+
+    def __call__(self, row: Mapping[str, Any]) -> Members | Exception:
+        """The members, or why they cannot be had."""
+        try:
+            return self._read(row)
+        except CORRUPT as error:
+            return error
+
+    def _read(self, row: Mapping[str, Any]) -> Members:
+        if self.cache is None:
+            return shards.read_members(self.root, row, self.parts)
+        identity = repr((self.root, self.parts, row["shard"], row["clip_id"], row["work_key"], row["parts"]))
+        name = f"{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.clip"
+        members = self.cache.get(name)
+        if members is None:
+            members = shards.read_members(self.root, row, self.parts)
+            self.cache.put(name, row["clip_id"], members)
+        return members
+
+
+class Samples(Dataset):
+    """A rank's micro-batches, map-style: item i is micro-batch i of those from `first_step` to `last_step`."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        root: str,
+        parts: Collection[str],
+        knobs: Reading,
+        *,
+        first_step: int,
+        last_step: int,
+        micro_batch: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.stream, self.knobs = stream, knobs
+        self.first_step, self.micro_batch, self.rank, self.world = first_step, micro_batch, rank, world
+        self.per_step = stream.batch // world // micro_batch
+        self.length = (last_step - first_step) * self.per_step
+        self._fetcher = Fetcher(root, parts, knobs)
+        self._pool: ThreadPoolExecutor | None = None
+        self._under_way: dict[int, list[Future[Members | Exception]]] = {}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, item: int) -> Loaded:
+        self._fetch_ahead(item)
+        draws = self._draws(item)
+        return _load(self.stream, draws, [future.result() for future in self._under_way.pop(item)])
+
+    def _draws(self, item: int) -> list[Draw]:
+        step, micro = divmod(item, self.per_step)
+        mine = self.stream.positions(self.first_step + step, self.rank, self.world)
+        return [self.stream[position] for position in mine[micro * self.micro_batch : (micro + 1) * self.micro_batch]]
+
+    def _fetch_ahead(self, item: int) -> None:
+        """Starts reading this item and the next ones that this worker will be asked for."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.knobs.threads, thread_name_prefix="fetch")
+        worker = get_worker_info()
+        stride = worker.num_workers if worker else 1
+        for later in range(item, min(item + (self.knobs.ahead + 1) * stride, self.length), stride):
+            if later not in self._under_way:
+                rows = [self.stream.row(draw) for draw in self._draws(later)]
+                self._under_way[later] = [self._pool.submit(self._fetcher, row) for row in rows]
+
+
+def read(stream: Stream, root: str, parts: Collection[str], knobs: Reading, positions: Collection[int]) -> Loaded:
+    """The samples at these positions, now."""
+    fetcher = Fetcher(root, parts, knobs)
+    draws = [stream[position] for position in positions]
+    return _load(stream, draws, [fetcher(stream.row(draw)) for draw in draws])
+
+
+def _load(stream: Stream, draws: list[Draw], members: list[Members | Exception]) -> Loaded:
+    made = [_sample(stream.seed, draw, found) for draw, found in zip(draws, members, strict=True)]
+    return Loaded(
+        batch=collate([sample for sample, _ in made]),
+        positions=tuple(draw.position for draw in draws),
+        failures=tuple(failure for _, failure in made if failure is not None),
+    )
+
+
+def _sample(seed: int, draw: Draw, members: Members | Exception) -> tuple[Sample, Failure | None]:
+    """The sample, or a placeholder of weight 0 at the same position: skipping it would shift all that follow."""
+    size = (draw.size.frames, draw.size.height, draw.size.width)
+    try:
+        if isinstance(members, Exception):
+            raise members
+        clip = shards.decode(draw.clip_id, members)
+        return from_clip(clip, *size, start=_start(seed, draw, len(clip.rgb))), None
+    except CORRUPT as error:
+        failure = Failure(position=draw.position, clip_id=draw.clip_id, reason=str(error))
+        return placeholder(*size, id=draw.clip_id, reason=failure.reason), failure
+
+
+def _start(seed: int, draw: Draw, num_frames: int) -> int:
+    """Where in a longer clip the sample begins: at any key frame, by the sample's own dice."""
+    choices = (num_frames - draw.size.frames) // KEY_STRIDE + 1
+    if choices <= 1:
+        return 0
+    dice = generator(seed, draw.position, "window")
+    return KEY_STRIDE * int(torch.randint(choices, (), generator=dice))
+
+
+def batches(samples: Samples, *, pin: bool = False) -> Iterator[Loaded]:
+    """Micro-batches in order, made ahead by `workers` processes, or here without any."""
+    workers = samples.knobs.workers
+    ahead: dict[str, Any] = {}
+    if workers:
+        # Forking a process that holds threads and open connections can hang for ever: start afresh.
+        ahead = {"multiprocessing_context": "spawn", "prefetch_factor": samples.knobs.prefetch}
+    loader = DataLoader(
+        samples,
+        batch_size=None,
+        sampler=range(len(samples)),
+        num_workers=workers,
+        collate_fn=_as_is,
+        pin_memory=pin,
+        worker_init_fn=_deaf_to_signals,
+        generator=torch.Generator(),  # its own: the loader draws a seed that nobody uses
+        **ahead,
+    )
+    yield from loader
+
+
+def _as_is(loaded: Any) -> Any:
+    return loaded
+
+
+def _deaf_to_signals(_worker: int) -> None:
+    """A signal to the whole group must not take the workers before the trainer has saved; they end when it does."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,181 @@
+"""What a training run is: its model, its stages, its data, and how it is laid over machines. Nothing heavy is imported here."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from shared.knobs import Knobs
+from train.models import PAPER as PAPER_MODEL
+from train.models import ModelKnobs
+from train.size import Size
+from train.stages import STAGES, Decoder, Generator, Joint
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Phase(Knobs):
+    """One stage, for so many optimizer steps."""
+
+    stage: STAGES
+    steps: Count
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+
+
+class Adam(Knobs):
+    """AdamW as the base model was tuned: constant rate after a linear warm-up, at the start of every phase."""
+
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    max_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Of the gradient of a whole step; longer ones are scaled to it."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    skip_spikes: Annotated[float, Field(gt=1)] | None = None
+    """Leave out a step whose gradient is this many times longer than the median of the last 64; None: never."""
+    ema_decay: Share | None = None
+    """Keep an average of the weights, and export it; None: no average."""
+
+
+class Reading(Knobs):
+    """How samples are read ahead."""
+
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Processes that decode, for each rank; 0 decodes in the trainer itself."""
+    threads: Count = 8
+    """That fetch bytes, for each worker."""
+    prefetch: Count = 2
+    """Decoded micro-batches that wait, for each worker."""
+    ahead: Count = 8
+    """Further micro-batches whose bytes are under way, for each worker."""
+    cache: str = ""
+    """A local folder that keeps what was fetched from a bucket; empty: none."""
+    cache_gb: Annotated[float, Field(gt=0)] = 100.0
+    """Size of the cache; the longest unused goes first."""
+    max_corrupt: Share = 0.01
+    """Share of a run's samples that may be unreadable before it stops; the first 8 are always borne."""
+
+
+class Parallel(Knobs):
+    """How the model is laid over ranks, and in which precision it computes."""
+
+    mode: Literal["auto", "ddp", "fsdp"] = "auto"
+    """ddp: every rank holds the model. fsdp: ranks share it. auto: fsdp where there is more than one rank."""
+    micro_batch: Count = 1
+    """Samples a rank takes at once; its share of the batch is accumulated from these."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the arithmetic; weights and gradients are float32 always. auto: bfloat16 on GPUs."""
+    recompute: Literal["none", "full", "selective"] = "selective"
+    """What the backward pass computes again: nothing, all of a block, or all but attention (half of the work)."""
+    compile: bool = False
+    """torch.compile of every block: minutes at the start, faster steps."""
+    sequence: Count = 1
+    """Ranks that share the tokens of one sample."""
+
+    @model_validator(mode="after")
+    def _sequence(self) -> "Parallel":
+        if self.sequence > 1:
+            raise ValueError(
+                f"sequence={self.sequence}: one sample's tokens are not split among ranks; use recompute=full for long clips"
+            )
+        return self
+
+
+class Keeping(Knobs):
+    """Checkpoints."""
+
+    every: Count = 500
+    """Steps."""
+    keep: Count = 3
+    """The newest so many."""
+
+
+class Logging(Knobs):
+    """What is measured, and how often."""
+
+    every: Count = 10
+    """Steps between lines of metrics.jsonl."""
+    validate_every: Annotated[int, Field(ge=0)] = 500
+    """Steps between losses of the validation split at fixed times and seeds; 0: never."""
+    num_validation: Count = 16
+    """Samples of it."""
+    tensorboard: bool = True
+    """Where it is installed."""
+    wandb: str = ""
+    """A project of W&B; empty: none."""
+    bar: bool = True
+
+
+class TrainRecipe(Knobs):
+    """One training run, from the selection to the exported model."""
+
+    seed: int = 0
+    """Of the order of samples and of all noise."""
+    batch: Count = 8
+    """Samples an optimizer step, over all ranks."""
+    sizes: tuple[Size, ...] = (Size(),)
+    """A clip is trained at the one nearest to its shape; every step has one size."""
+    mixture: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """Share of each data set; None: by the weights that `curate` gave the clips."""
+    splits: tuple[Literal["train", "validation", "test"], ...] = ("train",)
+    model: ModelKnobs = ModelKnobs()
+    phases: tuple[Phase, ...]
+    adam: Adam = Adam()
+    reading: Reading = Reading()
+    parallel: Parallel = Parallel()
+    checkpoints: Keeping = Keeping()
+    logging: Logging = Logging()
+    latent_cache: str = ""
+    """A folder that keeps encoded latents; empty: encode every time."""
+    preflight: bool = True
+    """Before the first step, try one sample of every source and size, one step of every phase, and one checkpoint."""
+    allow_other_selection: bool = False
+    """Resume although the selection is not the one that the checkpoint was trained on."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "TrainRecipe":
+        if not self.phases or not self.sizes:
+            raise ValueError("expected at least one phase and one size")
+        if len({str(size) for size in self.sizes}) < len(self.sizes):
+            raise ValueError(f"sizes {', '.join(map(str, self.sizes))}: one is there twice")
+        return self
+
+    @property
+    def num_steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def phase_at(self, step: int) -> tuple[int, int, int]:
+        """Index of the phase that does this step (counted from 0), and the phase's first and last-but-one step."""
+        first = 0
+        for index, phase in enumerate(self.phases):
+            if step < first + phase.steps:
+                return index, first, first + phase.steps
+            first += phase.steps
+        raise ValueError(f"step {step}: the run has {self.num_steps}")
+
+
+TINY = TrainRecipe(
+    batch=2,
+    sizes=(Size(frames=9, height=64, width=96),),
+    splits=("train", "validation", "test"),
+    phases=(
+        Phase(stage=Generator(), steps=20, learning_rate=1e-3),
+        Phase(stage=Decoder(), steps=20, learning_rate=1e-3),
+        Phase(stage=Joint(), steps=10, learning_rate=3e-4),
+    ),
+    adam=Adam(warmup_steps=5),
+    reading=Reading(workers=0),
+    parallel=Parallel(recompute="none"),
+    checkpoints=Keeping(every=25, keep=2),
+    logging=Logging(every=1, validate_every=0),
+)
+"""Every stage of training in a minute or two on a laptop's CPU, with random weights: it shows that all parts fit."""
+
+PAPER = TrainRecipe(
+    model=PAPER_MODEL,
+    phases=(
+        Phase(stage=Generator(), steps=20_000),
+        Phase(stage=Decoder(), steps=100_000, learning_rate=1e-4),
+        Phase(stage=Joint(), steps=10_000),
+    ),
+)
+"""As the paper trains: eight GPUs, batch 8, 49x480x720."""
