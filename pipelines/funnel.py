@@ -51,7 +51,7 @@ def count(standings: Iterable[Standing]) -> Funnel:
     """What the standings of one block, or many, come to."""
     funnel = Funnel()
     for standing in standings:
-        funnel.attempts += standing.attempts + standing.lost
+        funnel.attempts += standing.begun
         if standing.end is None:
             continue
         if standing.end["event"] == "done":

@@ -69,8 +69,10 @@ class Standing:
     """Where one video, clip or block stands."""
 
     kind: str
+    begun: int = 0
+    """Ever."""
     attempts: int = 0
-    """Begun and neither given back nor forgiven: a driver that died with one has used it."""
+    """Begun and neither done, given back nor forgiven: a driver that died with one has used it."""
     lost: int = 0
     """Attempts that a vanished machine took along."""
     end: Event | None = None
@@ -92,13 +94,16 @@ def note(standing: Standing, event: Event) -> None:
     """One event more."""
     match event["event"]:
         case "started":
+            standing.begun += 1
             standing.attempts += 1
         case "returned":
             standing.attempts -= 1
         case "fault" if event["class"] == "node_lost":
             standing.attempts -= 1
             standing.lost += 1
-        case "done" | "failed" | "quarantined":
+        case "done":
+            standing.attempts, standing.lost, standing.end = 0, 0, event
+        case "failed" | "quarantined":
             standing.end = event
         case "forgiven":
             standing.attempts, standing.lost, standing.end = 0, 0, None

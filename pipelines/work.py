@@ -4,12 +4,8 @@ import time
 from typing import Any, Protocol
 
 import cv2
-import numpy as np
-import torch
-from jaxtyping import Int64, UInt8
 
 from annotate import cut as cutting
-from annotate.annotator import FlowModel, PairFlow
 from pipelines import packing, spool
 from pipelines.plan import digest, label_knobs
 from pipelines.tasks import Task
@@ -19,6 +15,14 @@ from shared.knobs import Knobs
 
 VERSION = 1
 """Of the annotators' arithmetic: raised when a change of code changes labels."""
+
+
+class Annotators(Protocol):
+    """All annotators of a recipe, loaded."""
+
+    licences: set[str]
+
+    def __call__(self, clip: AnnotatedClip, clock: "Clock") -> AnnotatedClip: ...
 
 
 class Supplier(Protocol):
@@ -59,11 +63,15 @@ class Worker:
     def __init__(self, *, recipe: dict[str, Any], annotates: bool, threads: int) -> None:
         from pipelines.recipes import AnnotateRecipe
 
-        torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
         self._recipe = AnnotateRecipe.model_validate(recipe)
         self._suppliers = {name: supplier(self._recipe) for name, supplier in SUPPLIERS.items()}
-        self._chain = Chain(self._recipe) if annotates else None
+        self._chain = self._load(threads) if annotates else None
+
+    def _load(self, threads: int) -> Annotators:
+        from pipelines.chain import Chain  # not at the top: a worker that only cuts needs no torch
+
+        return Chain(self._recipe, threads)
 
     def __call__(self, task: Task) -> dict[str, Any]:
         return {"cut": self._cut, "clip": self._annotate, "pack": packing.pack}[task.kind](**task.body)
@@ -87,49 +95,6 @@ class Worker:
         clock.lap("write")
         num_bytes = sum(map(len, members.values()))
         return {"wall": clock.wall, "cpu": clock.cpu, "bytes": num_bytes, "video_seconds": clip.shape[0] / clip.fps}
-
-
-class Chain:
-    """Every annotator of a recipe, loaded, in the order in which they need each other."""
-
-    def __init__(self, recipe: Any) -> None:
-        self.licences = {a.licence for a in (recipe.flow, recipe.cameras, recipe.depth, recipe.motion)}
-        self._flow: FlowModel = Halving(recipe.flow.load())
-        self._cameras, self._depth, self._motion = recipe.cameras.load(), recipe.depth.load(), recipe.motion.load()
-
-    def __call__(self, clip: AnnotatedClip, clock: "Clock") -> AnnotatedClip:
-        from annotate import flow_slots
-        from curate import measure
-
-        clip = flow_slots.fill_flow(clip, self._flow)
-        clock.lap("flow")
-        for name, annotate in (("cameras", self._cameras), ("depth", self._depth), ("motion", self._motion)):
-            clip = annotate(clip, self._flow)
-            clock.lap(name)
-        clip = clip.with_(scores=measure.scores(clip))
-        clock.lap("scores")
-        return clip
-
-
-class Halving:
-    """A flow model that takes fewer pairs at once when its device runs out of memory. Each pair's flow is its own."""
-
-    def __init__(self, model: FlowModel) -> None:
-        self._model, self.source = model, model.source
-
-    def __call__(self, rgb: UInt8[np.ndarray, "T H W 3"], pairs: Int64[np.ndarray, "N 2"]) -> PairFlow:
-        try:
-            return self._model(rgb, pairs)
-        except torch.OutOfMemoryError:
-            if len(pairs) == 1:
-                raise
-        torch.cuda.empty_cache()  # outside the handler, whose traceback holds the tensors that did not fit
-        half = len(pairs) // 2
-        first, second = self(rgb, pairs[:half]), self(rgb, pairs[half:])
-        doubt = None
-        if first.uncertainty is not None and second.uncertainty is not None:
-            doubt = np.concatenate([first.uncertainty, second.uncertainty])
-        return PairFlow(flow=np.concatenate([first.flow, second.flow]), uncertainty=doubt)
 
 
 class Clock:

@@ -1,0 +1,130 @@
+"""Workers that cut, encode and pack as the real ones do, but label a clip in no time; and fail as the video's name tells them to."""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines import places, work
+from pipelines.fleet import Crew, Local, Place
+from pipelines.recipes import AnnotateRecipe
+from pipelines.tasks import Job
+from pipelines.work import Clock
+from shared import codecs
+from shared.clip import AnnotatedClip, Cameras, Depth, Flow, Motion
+
+HERE = Path(__file__).resolve().parent
+
+
+class QuickWorker(work.Worker):
+    """The real worker with `Labels` in the annotators' place."""
+
+    def _load(self, threads: int) -> work.Annotators:
+        return Labels()
+
+
+class Labels:
+    """A flat world in front of a camera at rest: every slot filled, nothing computed."""
+
+    def __init__(self) -> None:
+        self.licences = {"Apache-2.0"}
+
+    def __call__(self, clip: AnnotatedClip, clock: Clock) -> AnnotatedClip:
+        misbehave(Path(clip.source))
+        t, h, w = clip.shape
+        clock.lap("labels")
+        flow, key_flow = (
+            Flow(
+                forward=np.zeros((n, h, w, 2), np.float32),
+                backward=np.zeros((n, h, w, 2), np.float32),
+                stride=s,
+                source="quick",
+            )
+            for n, s in ((t - 1, 1), ((t - 1) // 4, 4))
+        )
+        return clip.with_(
+            scores={"brightness": float(clip.rgb.mean())},
+            flow=flow,
+            key_flow=key_flow,
+            depth=Depth(
+                z=np.full((t, h, w), 2, np.float32), valid=np.ones((t, h, w), bool), metric=False, source="quick"
+            ),
+            cameras=Cameras(
+                world_from_cam=np.tile(np.eye(4), (t, 1, 1)),
+                intrinsics=np.tile(np.array([50.0, 50.0, w / 2, h / 2]), (t, 1)),
+                metric=False,
+                source="quick",
+            ),
+            motion=Motion(
+                dynamic=np.zeros((t, h, w), bool),
+                scene_flow=np.zeros((t - 1, h, w, 3), np.float32),
+                scene_flow_valid=np.ones((t - 1, h, w), bool),
+                source="quick",
+            ),
+        )
+
+
+def misbehave(video: Path) -> None:
+    """`segv_a.mp4` ends its worker by a segmentation fault, `once_kill_a.mp4` does so the first time only."""
+    what, *rest = video.stem.split("_")
+    if what == "once":
+        what = rest[0]
+        flag = video.with_suffix(".happened")
+        if flag.exists():
+            return
+        flag.touch()
+    if what == "raise":
+        raise RuntimeError("a bug")
+    if what == "refuse":
+        raise ValueError(f"{video}: its flow is flat")
+    if what == "segv":
+        print("last words", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "hang":
+        time.sleep(1000)
+    if what == "gil":
+        ctypes.PyDLL(None).sleep(1000)  # PyDLL keeps the interpreter's lock
+    if what == "memory":
+        block = bytearray(2 << 30)
+        block[::4096] = b"x" * len(block[::4096])
+        time.sleep(1000)
+
+
+def video(path: Path, seed: int, *, frames: int = 12, height: int = 48, width: int = 64) -> Path:
+    """A drifting texture: one shot of one and a half seconds."""
+    texture = np.random.default_rng(seed).integers(0, 256, (height // 8, 2 * width // 8, 3), dtype=np.uint8)
+    world = texture.repeat(8, axis=0).repeat(8, axis=1)
+    rgb = np.stack([world[:, 2 * t : 2 * t + width] for t in range(frames)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(codecs.encode_rgb(rgb, 8.0))
+    return path
+
+
+def recipe(**fleet: Any) -> AnnotateRecipe:
+    """Clips of five small frames, blocks of few videos, short time-outs."""
+    defaults = {"block_videos": 4, "clips_per_shard": 5, "clip_timeout_s": 5.0, "worker_gib": 1.5}
+    cut = {"frames": 5, "fps": 8.0, "height": 48, "width": 64}
+    return AnnotateRecipe.model_validate({"cut": cut, "fleet": defaults | fleet})
+
+
+def seats(recipe: AnnotateRecipe, count: int) -> list[Place]:
+    """Places of quick workers."""
+    place = places.one(recipe)
+    quick = {**vars(place.job), "factory": "quick:QuickWorker", "path": (str(HERE),)}
+    return [Place(job=Job(**quick), kinds=place.kinds, cpus=0.25, gpus=0.0)] * count
+
+
+def local(recipe: AnnotateRecipe, count: int = 2) -> Any:
+    """Starts local processes: what `annotate` takes as `crew`."""
+
+    def start() -> tuple[Crew, list[Place]]:
+        return Local(), seats(recipe, count)
+
+    return start
