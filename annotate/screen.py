@@ -1,6 +1,6 @@
 """Cheap scores of clips, all from one decode, and the gates that spare the heavy models what nobody can use.
 
-Pictures are measured at as many pixels as 640 x 360, whatever the size of the video, so that one threshold means one thing.
+Pictures are measured at no more pixels than 640 x 360 has, whatever the size of the video, so that one threshold means one thing.
 """
 
 import math
@@ -13,7 +13,7 @@ from pydantic import Field
 
 from annotate.flow.dis import Search
 from shared.knobs import Knobs
-from shared.video import Picture, Video
+from shared.video import SCAN_PIXELS, Picture, Video
 
 
 class Range(Knobs):
@@ -29,7 +29,7 @@ class Screen(Knobs):
     luminance: Range | None = Range(min=4, max=251)
     """Mean of 0.2126 R + 0.7152 G + 0.0722 B."""
     contrast: Range | None = Range(min=1)
-    """Standard deviation of gray within a picture, the clip's median."""
+    """Standard deviation of luma within a picture, the clip's median."""
     frozen: Range | None = Range(max=0.98)
     """Share of steps from frame to frame that change nothing."""
     blur: Range | None = None
@@ -37,7 +37,7 @@ class Screen(Knobs):
     motion: Range | None = None
     """Mean length of optical flow over half a second, in pixels at 640 x 360."""
     motion2: Range | None = None
-    """libvmaf's `integer_motion2`, mean over the clip's source frames, here at 640 x 360."""
+    """libvmaf's `integer_motion2`, mean over the clip's source frames, here at 640 x 360 at most."""
     letterbox: Range | None = None
     """Share of the picture under black borders."""
     cut: Range | None = None
@@ -90,8 +90,8 @@ class Meter:
         self._blurred: Float32[np.ndarray, "h w"] | None = None
 
     def add(self, picture: Picture) -> None:
-        self._luminance.append(luminance(picture.bgr))
-        self._change.append(self._change_to(picture.gray))
+        self._luminance.append(picture.luminance)
+        self._change.append(self._change_to(picture.luma))
         if not self._samples or picture.seconds >= self._samples[-1].seconds + self._sample_seconds - 1e-6:
             self._samples.append(self._sample(picture))
 
@@ -122,31 +122,31 @@ class Meter:
         middle = (first + last) / 2
         return min(self._samples, key=lambda sample: abs(sample.number - middle)).phash
 
-    def _change_to(self, gray: UInt8[np.ndarray, "h w"]) -> float:
-        """Mean absolute difference of blurred gray to the picture before; 0 for the first."""
+    def _change_to(self, luma: UInt8[np.ndarray, "h w"]) -> float:
+        """Mean absolute difference of blurred luma to the picture before; 0 for the first."""
         import cv2
 
-        before, self._blurred = self._blurred, cv2.sepFilter2D(gray, cv2.CV_32F, _VMAF_BLUR, _VMAF_BLUR)
-        return 0.0 if before is None else _LUMA * cv2.norm(before, self._blurred, cv2.NORM_L1) / gray.size
+        before, self._blurred = self._blurred, cv2.sepFilter2D(luma, cv2.CV_32F, _VMAF_BLUR, _VMAF_BLUR)
+        return 0.0 if before is None else cv2.norm(before, self._blurred, cv2.NORM_L1) / luma.size
 
     def _sample(self, picture: Picture) -> _Sample:
         import cv2
 
-        gray = picture.gray
-        small = cv2.resize(gray, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        luma = picture.luma
+        small = cv2.resize(luma, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
         motion = None
         if self._samples:
             before = self._samples[-1]
             flow = self._search(before.small, small)
-            length_px = 2 * float(np.linalg.norm(flow, axis=-1).mean())
+            length_px = float(np.linalg.norm(flow, axis=-1).mean()) * (SCAN_PIXELS / small.size) ** 0.5
             motion = length_px * _MOTION_SECONDS / (picture.seconds - before.seconds)
         return _Sample(
             number=picture.number,
             seconds=picture.seconds,
-            contrast=float(gray.std()),
-            blur=float(cv2.Laplacian(gray, cv2.CV_16S).var()),
-            borders=borders(gray),
-            phash=phash(gray),
+            contrast=_deviation(luma),
+            blur=_deviation(cv2.Laplacian(luma, cv2.CV_16S)) ** 2,
+            borders=borders(luma),
+            phash=phash(luma),
             small=small,
             motion=motion,
         )
@@ -154,20 +154,11 @@ class Meter:
 
 _VMAF_BLUR = np.array((3571, 16004, 26386, 16004, 3571)) / 65536
 """libvmaf's Gaussian of five taps."""
-_LUMA = 219 / 255
-"""libvmaf counts levels of limited-range luma, our gray has the full range."""
 _MOTION_SECONDS = 0.5
 _NO_CHANGE = 0.02
-"""Mean gray levels between two frames: encoding noise of a still picture stays below, any motion goes above."""
+"""Mean luma levels between two frames: encoding noise of a still picture stays below, any motion goes above."""
 _BLACK = 24
-"""Gray level up to which a border counts as black; limited-range black with encoding noise stays below."""
-
-
-def luminance(bgr: UInt8[np.ndarray, "h w 3"]) -> float:
-    import cv2
-
-    blue, green, red, _ = cv2.mean(bgr)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+"""Luma up to which a border counts as black: 16 and encoding noise."""
 
 
 def motion2(steps: np.ndarray) -> float:
@@ -189,9 +180,9 @@ def jump(steps: np.ndarray) -> float:
     return float((steps / np.maximum(np.nanmean(around, axis=0), 1)).max())
 
 
-def borders(gray: UInt8[np.ndarray, "h w"]) -> tuple[float, float, float, float]:
+def borders(luma: UInt8[np.ndarray, "h w"]) -> tuple[float, float, float, float]:
     """Shares of the height that are black at top and bottom, and of the width at left and right; a black picture is all 1."""
-    dark_rows, dark_columns = (gray.max(axis=axis) <= _BLACK for axis in (1, 0))
+    dark_rows, dark_columns = (luma.max(axis=axis) <= _BLACK for axis in (1, 0))
 
     def leading(dark: np.ndarray) -> float:
         return float(1.0 if dark.all() else dark.argmin() / len(dark))
@@ -199,14 +190,20 @@ def borders(gray: UInt8[np.ndarray, "h w"]) -> tuple[float, float, float, float]
     return leading(dark_rows), leading(dark_rows[::-1]), leading(dark_columns), leading(dark_columns[::-1])
 
 
-def phash(gray: UInt8[np.ndarray, "h w"]) -> int:
+def phash(luma: UInt8[np.ndarray, "h w"]) -> int:
     """64 signs of the lowest cosine frequencies against their median, as a signed integer: near pictures differ in few bits."""
     import cv2
 
-    small = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = cv2.resize(luma, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
     low = cv2.dct(small)[:8, :8].ravel()
     bits = np.packbits(low > np.median(low[1:]))
     return int(bits.view(">i8")[0])
+
+
+def _deviation(picture: np.ndarray) -> float:
+    import cv2
+
+    return float(cv2.meanStdDev(picture)[1][0, 0])
 
 
 def _covered(top: float, bottom: float, left: float, right: float) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 import av
 import av.container
-import av.sidedata.sidedata
+import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Int64, UInt8
@@ -174,27 +174,59 @@ def _runs_through(
 
 def upright(frame: av.VideoFrame, rotation: int) -> UInt8[np.ndarray, "H W 3"]:
     """RGB of a frame, turned by `rotation` counter-clockwise degrees."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), rotation // 90 % 4))
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24", threads=1), rotation // 90 % 4))
 
 
 class Shrink:
-    """Upright frames at about `pixels` pixels, gray or BGR, each pixel an area mean."""
+    """Small upright pictures, in one pass over the pixels: nothing is converted to RGB at full size."""
 
     def __init__(self, pixels: int, rotation: int) -> None:
         self._pixels, self._turns = pixels, rotation // 90 % 4
         self._swscale = VideoReformatter()
 
-    def gray(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w"]:
-        return self._small(frame, "gray")
-
-    def bgr(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
-        return self._small(frame, "bgr24")
-
-    def _small(self, frame: av.VideoFrame, pixel_format: str) -> np.ndarray:
+    def __call__(self, frame: av.VideoFrame) -> tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h2 w2 3"], float]:
+        """Luma at up to `pixels` pixels, BGR at half its size, and the mean luminance (0 to 255) of the picture."""
         scale = (self._pixels / (frame.width * frame.height)) ** 0.5
-        width, height = max(round(frame.width * scale), 8), max(round(frame.height * scale), 8)
-        small = self._swscale.reformat(frame, width, height, pixel_format, interpolation="AREA")
-        return np.ascontiguousarray(np.rot90(small.to_ndarray(), self._turns))
+        height, width = frame.height, frame.width
+        if scale < _WORTH_SHRINKING:
+            height, width = (max(round(side * scale / 4) * 4, 8) for side in (height, width))
+        small = self._swscale.reformat(
+            frame, width, height, "yuv420p", interpolation="AREA", dst_color_range="MPEG", threads=1
+        )
+        y, u, v = (np.ascontiguousarray(np.rot90(_plane(small, index), self._turns)) for index in range(3))
+        half = max(y.shape[1] // 4 * 2, 8), max(y.shape[0] // 4 * 2, 8)
+        return y, _bgr(y, u, v, half), _luminance(y, u, v, frame.colorspace == _BT709)
+
+
+_BT709 = 1
+_WORTH_SHRINKING = 0.9
+
+
+def _plane(frame: av.VideoFrame, index: int) -> UInt8[np.ndarray, "h w"]:
+    plane = frame.planes[index]
+    return np.frombuffer(bytes(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+
+
+def _bgr(
+    y: UInt8[np.ndarray, "h w"], u: UInt8[np.ndarray, "hc wc"], v: UInt8[np.ndarray, "hc wc"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """At `size` (width, height, both even), good enough to compare pictures: BT.709 is taken for BT.601."""
+    width, height = size
+    planes = ((y, width, height), (u, width // 2, height // 2), (v, width // 2, height // 2))
+    small = [cv2.resize(plane, (w, h), interpolation=cv2.INTER_AREA).ravel() for plane, w, h in planes]
+    return cv2.cvtColor(np.concatenate(small).reshape(height * 3 // 2, width), cv2.COLOR_YUV2BGR_I420)
+
+
+def _luminance(
+    y: UInt8[np.ndarray, "h w"], u: UInt8[np.ndarray, "hc wc"], v: UInt8[np.ndarray, "hc wc"], bt709: bool
+) -> float:
+    """Mean of 0.2126 R + 0.7152 G + 0.0722 B, from the means of the planes since all of it is linear."""
+    luma = (cv2.mean(y)[0] - 16) * 255 / 219
+    if bt709:
+        return min(max(luma, 0.0), 255.0)  # its luma is defined by these very weights
+    blue, red = ((cv2.mean(plane)[0] - 128) * 255 / 224 for plane in (u, v))
+    mixed = luma + 0.2126 * 1.402 * red - 0.7152 * (0.344136 * blue + 0.714136 * red) + 0.0722 * 1.772 * blue
+    return min(max(mixed, 0.0), 255.0)
 
 
 class _Packets:

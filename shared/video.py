@@ -25,6 +25,8 @@ Decoder = Literal["pyav", "decord"]
 Fit = Callable[[np.ndarray], np.ndarray]
 """Done to each picture as soon as it is decoded, so that a window of large pictures need not lie in memory."""
 
+SCAN_PIXELS = 640 * 360
+"""Of the pictures that `scan` shows, at most."""
 _NOT_SEEKABLE = "not seekable"
 _FALLBACK_FPS = 25.0
 _ROUNDING_SECONDS = 0.1
@@ -68,14 +70,16 @@ class Video:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One frame as `scan` shows it: upright, small, in gray and in color."""
+    """One frame as `scan` shows it: upright, small, as luma and in color."""
 
     number: int
     seconds: float
-    gray: UInt8[np.ndarray, "h w"]
-    """As many pixels as 640 x 360."""
+    luma: UInt8[np.ndarray, "h w"]
+    """As many pixels as 640 x 360 or fewer, never enlarged; 16 is black, 235 white."""
     bgr: UInt8[np.ndarray, "h2 w2 3"]
-    """As many pixels as 256 x 144, in OpenCV's order of channels."""
+    """At half that size, in OpenCV's order of channels."""
+    luminance: float
+    """Mean of 0.2126 R + 0.7152 G + 0.0722 B, 0 to 255."""
 
 
 def probe(uri: str, *, licence: str = "", caption: str = "", decoder: Decoder = "pyav") -> Video:
@@ -130,13 +134,13 @@ def scan(video: Video, see: Callable[[Picture], Any]) -> Video:
     """
     from shared import decoding
 
-    gray, bgr = decoding.Shrink(640 * 360, video.rotation), decoding.Shrink(256 * 144, video.rotation)
+    shrink = decoding.Shrink(SCAN_PIXELS, video.rotation)
     shown: list[int | None] = []
     damage = ""
     try:
         for number, frame in enumerate(decoding.strict(video.uri)):
             shown.append(frame.pts)
-            see(Picture(number, _seconds(video, number, frame.pts), gray.gray(frame), bgr.bgr(frame)))
+            see(Picture(number, _seconds(video, number, frame.pts), *shrink(frame)))
     except decoding.Damaged as error:
         damage = f"damaged at frame {len(shown)}: {error}"
     if not shown:
@@ -218,7 +222,7 @@ def _even_times(fps: float, count: int) -> tuple[Int64[np.ndarray, " N"], Fracti
 def _seconds(video: Video, number: int, pts: int | None) -> float:
     if video.sequential or pts is None:
         return number / video.fps
-    return float((pts - int(video.pts[0])) * video.time_base)
+    return (pts - int(video.pts[0])) * float(video.time_base)
 
 
 def _rate(facts: "decoding.Facts") -> float:

@@ -39,9 +39,10 @@ def write(
     container: str | None = None,
     options: dict[str, str] | None = None,
     pixel_aspect: Fraction | None = None,
+    color: int | None = None,
     container_options: dict[str, str] | None = None,
 ) -> str:
-    """Encodes the pictures; `times_ms` makes the rate variable. Returns the path as a uri."""
+    """Encodes the pictures; `times_ms` makes the rate variable, `color` names the matrix (1: BT.709). Returns the path as a uri."""
     pictures = iter(pictures)
     first = next(pictures)
     with av.open(str(path), "w", format=container, options=container_options or {}) as out:
@@ -52,10 +53,14 @@ def write(
         stream.codec_context.thread_count = 1
         if pixel_aspect:
             stream.codec_context.sample_aspect_ratio = pixel_aspect
+        if color is not None:
+            stream.codec_context.colorspace = color
         if times_ms:
             stream.codec_context.time_base = Fraction(1, 1000)
         for number, rgb in enumerate((first, *pictures)):
             frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            if color is not None:
+                frame = frame.reformat(format=pixel_format, dst_colorspace=color)
             frame.pts = times_ms[number] if times_ms else number
             frame.time_base = Fraction(1, 1000) if times_ms else 1 / Fraction(fps)
             out.mux(stream.encode(frame))

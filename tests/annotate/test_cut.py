@@ -171,7 +171,8 @@ def test_ids_are_stable_hex_and_change_with_what_is_cut(tmp_path: Path) -> None:
 def test_only_what_shows_nothing_is_screened_out(what: str, pictures: list, reason: str, tmp_path: Path) -> None:
     videos.write(tmp_path / "x.mp4", pictures, fps=24, options=H264)
     (span,) = spans_of(tmp_path / "x.mp4", Cut(frames=24, fps=24))
-    assert span.reason.startswith(reason) and bool(span.reason) == bool(reason), f"{what}: {span.reason}"
+    assert span.reason.startswith(reason), what
+    assert bool(span.reason) == bool(reason), what
 
 
 def test_a_gate_of_the_recipe_is_heard(tmp_path: Path) -> None:
