@@ -45,7 +45,7 @@ def generate(
     geometry = latents.decode(models.vae, z0[:, :, dit.CHANNELS :])[0] if dit.has_geometry(models.dit) else None
     predicted = models.dpt(z0[:, :, : dit.CHANNELS] if models.dpt.knobs.reads == "rgb" else z0[:, :, dit.CHANNELS :])
     clip = Clip(
-        id=_name(image, prompt, seed, (frames, height, width), (steps, guidance)),
+        id=_name(image, prompt, seed, (frames, height, width), (float(steps), guidance)),
         rgb=((rgb.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy(),
         fps=FPS,
         source="generated",

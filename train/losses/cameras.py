@@ -15,6 +15,6 @@ def loss(predicted: Predicted, batch: Batch, huber_delta: float = 0.1) -> Float[
     huber(d) = d²/2 for |d| < δ, else δ (|d| - δ/2).
     """
     height, width = batch.key_depth.shape[-2:]
-    target = pose.encode(batch.world_from_cam, batch.intrinsics, height, width)
+    target = pose.encode(batch.world_from_cam, batch.intrinsics, height, width).to(predicted.camera.dtype)
     each = F.huber_loss(predicted.camera, target, reduction="none", delta=huber_delta)
     return masked_mean(each, batch.has_cameras[:, None, None].expand_as(each))

@@ -132,7 +132,7 @@ class Pyramid(nn.Module):
         self.reduce = nn.ModuleList(
             nn.Conv2d(level, knobs.features, 3, padding=1, bias=False) for level in knobs.levels
         )
-        self.fuse = nn.ModuleList(Fusion(knobs.features) for _ in knobs.levels)
+        self.fuse = nn.ModuleList(Fusion(knobs.features, merges=level < 3) for level in range(4))
         channels = {"level_3": third, "level_4": fourth, "path_4": knobs.features, "path_3": knobs.features}
         self.over_time = nn.ModuleDict(
             {name: OverTime(width, knobs.temporal_heads) for name, width in channels.items()}
@@ -156,11 +156,12 @@ class Pyramid(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Adds a refined finer level to the coarser path, refines, and resizes to the next level."""
+    """Adds a refined finer level to the coarser path (the coarsest has none), refines, and resizes to the next level."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, *, merges: bool) -> None:
         super().__init__()
-        self.refine_level, self.refine = Residual(features), Residual(features)
+        self.refine_level = Residual(features) if merges else nn.Identity()
+        self.refine = Residual(features)
         self.out = nn.Conv2d(features, features, 1)
 
     def forward(

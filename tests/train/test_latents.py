@@ -1,0 +1,140 @@
+"""The geometry video and its way through the VAE; captions; the cache."""
+
+from dataclasses import replace
+
+import examples
+import pytest
+import torch
+
+from train import latents, sample
+from train.models import LatentKnobs
+from train.noise import Noise
+
+KNOBS = LatentKnobs()
+
+
+def _noise(size: int) -> Noise:
+    return Noise(seed=0, positions=tuple(range(size)))
+
+
+def test_depth_and_flow_fill_the_range_as_the_formula_says():
+    batch = examples.batch("orbit")
+    depth = torch.linspace(1, 2, batch.depth.numel()).reshape(batch.depth.shape)
+    flow = torch.zeros_like(batch.flow)
+    flow[..., 0], flow[..., 1] = 4.0, -2.0
+    video, ranges = latents.geometry_video(replace(batch, depth=depth, flow=flow), KNOBS)
+    assert ranges.depth_min.item() == pytest.approx(1.02, abs=1e-3)
+    assert ranges.depth_max.item() == pytest.approx(1.98, abs=1e-3)
+    assert ranges.flow_max.item() == 4
+    expected = (2 * (depth - 1.02) / 0.96 - 1).clamp(-1, 1)
+    assert torch.allclose(video[..., 0], expected, atol=2e-3)
+    assert (video[..., 1] == 1).all()
+    assert (video[..., 2] == -0.5).all()
+
+
+def test_the_sky_is_far_away_and_the_last_flow_repeats():
+    batch = examples.batch("orbit")
+    valid = batch.depth_valid.clone()
+    valid[:, :, :10] = False
+    video, _ = latents.geometry_video(replace(batch, depth_valid=valid), KNOBS)
+    assert (video[:, :, :10, :, 0] == 1).all()
+    assert torch.equal(video[:, -1, ..., 1:], video[:, -2, ..., 1:])
+
+
+def test_a_still_clip_does_not_amplify_noise():
+    batch = examples.batch("static")
+    still = replace(batch, flow=torch.full_like(batch.flow, 1e-3))
+    video, ranges = latents.geometry_video(still, KNOBS)
+    assert ranges.flow_max.item() == pytest.approx(0.01 * (48**2 + 64**2) ** 0.5)
+    assert video[..., 1:].abs().max() < 0.01
+
+
+def test_the_geometry_video_can_be_undone_within_its_range():
+    batch = examples.batch("orbit", "handheld")
+    video, ranges = latents.geometry_video(batch, KNOBS)
+    depth, flow = latents.depth_and_flow(video, ranges)
+    inside = video[..., 0].abs() < 1
+    assert inside.float().mean() > 0.9
+    assert torch.allclose(depth[inside], batch.depth[inside], rtol=1e-5)
+    assert (flow - batch.flow).abs().max() < 0.1 * ranges.flow_max.max()
+    assert (flow - batch.flow).abs().mean() < 1e-3
+
+
+def test_scale_and_shift_of_depth_do_not_reach_the_latent():
+    batch = examples.batch("orbit")
+    other = replace(batch, depth=3 * batch.depth + 2)
+    assert torch.allclose(latents.geometry_video(batch, KNOBS)[0], latents.geometry_video(other, KNOBS)[0], atol=1e-5)
+
+
+def test_without_any_depth_everything_stays_finite():
+    empty = sample.collate([sample.placeholder(9, 48, 64, id="torn")])
+    video, ranges = latents.geometry_video(empty, KNOBS)
+    assert torch.isfinite(video).all()
+    assert (video[..., 0] == 1).all()
+    assert (ranges.depth_max > ranges.depth_min).all()
+
+
+def test_latents_have_the_transformers_shape_and_scale():
+    models, batch = examples.built(), examples.batch("orbit")
+    moments = latents.encode(models.vae, batch.rgb)
+    assert moments.mean.shape == (1, 3, 16, 6, 8)
+    raw = models.vae.encode(batch.rgb.permute(0, 4, 1, 2, 3)).latent_dist
+    assert torch.allclose(moments.mean, 0.7 * raw.mean.transpose(1, 2))
+    assert torch.allclose(moments.std, 0.7 * raw.std.transpose(1, 2))
+    assert latents.decode(models.vae, moments.mean).shape == batch.rgb.shape
+
+
+def test_the_image_conditions_the_first_latent_frame_alone():
+    models, batch = examples.built(), examples.batch("orbit", "lateral")
+    image = batch.rgb[:, 0]
+    plain = latents.image_condition(models.vae, image, 3, _noise(2), blur=False)
+    assert plain.shape == (2, 3, 16, 6, 8)
+    assert plain[:, 0].abs().max() > 0
+    assert not plain[:, 1:].any()
+    blurred = latents.image_condition(models.vae, image, 3, _noise(2), blur=True)
+    assert (blurred - plain).abs().max() > 0
+    assert not latents.image_condition(models.vae, image, 3, _noise(2), blur=False, dropout=1.0).any()
+
+
+def test_image_noise_belongs_to_the_sample():
+    models, batch = examples.built(), examples.batch("orbit", "lateral")
+    together = latents.image_condition(models.vae, batch.rgb[:, 0], 3, Noise(seed=0, positions=(5, 9)), blur=True)
+    alone = latents.image_condition(models.vae, batch.rgb[1:, 0], 3, Noise(seed=0, positions=(9,)), blur=True)
+    assert torch.allclose(together[1], alone[0], atol=1e-5)
+
+
+def test_the_cache_gives_back_what_was_encoded_and_notices_every_change(tmp_path):
+    models, batch = examples.built(), examples.batch("orbit", "lateral")
+    cache = latents.LatentCache(tmp_path, models.vae, KNOBS)
+    fresh = latents.encode_batch(models.vae, batch, KNOBS)
+    for found in (cache(batch), cache(batch)):
+        assert torch.allclose(found.geometry.mean, fresh.geometry.mean, atol=2e-3)
+        assert torch.allclose(found.rgb.std, fresh.rgb.std, rtol=2e-3)
+        assert torch.equal(found.ranges.flow_max, fresh.ranges.flow_max)
+    names = set(tmp_path.iterdir())
+    assert len(names) == 2
+    changes = (
+        latents.LatentCache(tmp_path, models.vae, LatentKnobs(depth_high=0.9)),
+        latents.LatentCache(tmp_path, examples.built(seed=1).vae, KNOBS),
+    )
+    for other in changes:
+        assert other._path(batch, 0) not in names
+    assert cache._path(replace(batch, flow=batch.flow + 1), 0) not in names
+
+
+def test_captions_keep_all_tokens_and_padding_counts():
+    text = examples.built().text
+    found = text(["a room", ""])
+    assert found.shape == (2, 16, 32)
+    assert torch.equal(text(["a room"])[0], found[0])
+    assert (found[0] - found[1]).abs().max() > 0
+    assert isinstance(text, latents.TextEncoder)
+
+
+def test_cached_captions_equal_live_ones(tmp_path):
+    live = examples.built().text
+    latents.cache_text(live, ["a room"], tmp_path)
+    cached = latents.CachedText(tmp_path, 32)
+    assert torch.equal(cached(["a room", ""]), live(["a room", ""]))
+    with pytest.raises(ValueError, match="no embedding of 'a house'"):
+        cached(["a house"])
