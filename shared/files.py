@@ -74,8 +74,8 @@ def list_files(uri: Uri, suffixes: Collection[str] = ()) -> Iterator[str]:
     """Uris of the files below a folder, in the order of their names; a file itself; or what a pattern with * ? [ ] ** matches.
 
     Suffixes (`.mp4`) are compared without regard to case; names that begin with a dot are passed over; local files come out as
-    paths. Folders are listed one by one as they are reached: in memory are the names of one folder at each depth (0.7 kB a name in a
-    bucket, as pyarrow lists a folder at once), never the tree.
+    paths. Folders are listed one by one as they are reached: in memory are the names of one folder at each depth, never the tree
+    (in a bucket 0.7 kB a name, as pyarrow lists a folder at once).
     """
     path = split(uri)[1]
     text = path if os.fspath(uri).startswith("file://") else os.fspath(uri).rstrip("/") or "/"
