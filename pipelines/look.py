@@ -103,8 +103,8 @@ def _page(clip: AnnotatedClip, panels: list[str]) -> str:
         for name in panels
     )
     escape = html.escape
-    facts = "\n".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in _facts(clip).items())
-    scores = "\n".join(f"<tr><th>{escape(k)}</th><td>{v:.4g}</td></tr>" for k, v in sorted(clip.scores.items()))
+    facts = "\n".join(f"<div><span>{escape(k)}</span><b>{escape(v)}</b></div>" for k, v in _facts(clip).items())
+    scores = "\n".join(f"<div><span>{escape(k)}</span><b>{v:.4g}</b></div>" for k, v in sorted(clip.scores.items()))
     return (
         _PAGE.replace("@title", escape(clip.id))
         .replace("@videos", videos)
@@ -125,15 +125,17 @@ figure { margin: 0 } video { width: 100%; display: block; border-radius: 6px; ba
 figcaption { opacity: .7; padding: .2rem 0 }
 nav { position: sticky; top: 0; display: flex; gap: .8rem; align-items: center; padding: .6rem 0; background: Canvas; z-index: 1 }
 nav input { flex: 1 } nav output { min-width: 6ch; text-align: right; font-variant-numeric: tabular-nums }
-section { display: flex; flex-wrap: wrap; gap: 2.5rem; margin-top: 1rem }
-th { text-align: left; font-weight: 500; padding-right: 1.2rem; opacity: .7; vertical-align: top }
-td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
+section { margin-top: 1rem } section + section { columns: 19rem; column-gap: 2.5rem }
+section div { display: flex; gap: 1rem; break-inside: avoid }
+span { opacity: .7; flex: 0 0 12rem } section + section b { margin-left: auto; white-space: nowrap }
+b { font-weight: 400; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
 </style>
 <nav><button id="play">play</button><input id="scrub" type="range" min="0" value="0"><output id="at">0</output></nav>
 <main>
 @videos
 </main>
-<section><table>@facts</table><table>@scores</table></section>
+<section>@facts</section>
+<section>@scores</section>
 <script>
 const {frames, fps} = @timing, videos = [...document.querySelectorAll("video")];
 const scrub = document.getElementById("scrub"), at = document.getElementById("at"), play = document.getElementById("play");

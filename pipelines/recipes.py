@@ -19,6 +19,7 @@ from annotate.screen import Screen
 from pipelines.fleet_knobs import Fleet
 from shared.knobs import Knobs, load
 from shared.shards import Store
+from train.recipe import PAPER, TINY, TrainRecipe
 
 FlowChoice = Annotated[Dis | SeaRaft, Field(discriminator="kind")]
 CamerasChoice = Annotated[FlowBA | Vipe, Field(discriminator="kind")]
@@ -47,6 +48,14 @@ ANNOTATE = {
 def annotate_recipe(name_or_file: str, overrides: list[str]) -> AnnotateRecipe:
     """A built-in recipe or a YAML file, with `--set` overrides."""
     return load(AnnotateRecipe, _base(name_or_file, ANNOTATE), overrides)
+
+
+TRAIN = {"tiny": TINY, "paper": PAPER}
+
+
+def train_recipe(name_or_file: str, overrides: list[str]) -> TrainRecipe:
+    """A built-in recipe or a YAML file, with `--set` overrides."""
+    return load(TrainRecipe, _base(name_or_file, TRAIN), overrides)
 
 
 def _base(name_or_file: str, built_in: dict) -> Knobs | Path:

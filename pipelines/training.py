@@ -1,41 +1,45 @@
-"""`worldreel train` and `worldreel generate`: the trainer called with a recipe."""
+"""`worldreel train` and `worldreel generate`: the trainer and the sampler called with what a person typed."""
 
 from pathlib import Path
 
 import numpy as np
+import yaml
 from jaxtyping import UInt8
 
 from pipelines import look
 from shared import shards
-from train.loop import TrainRecipe
+from shared.knobs import load
+from train.recipe import TrainRecipe
 
 
 def train(out: str, run: str, recipe: TrainRecipe) -> None:
-    """Train on the selection of the annotated run `out`, into the folder `run`; resumes what it finds there."""
+    """Train on the selection of the annotated run `out`, into the folder `run`; goes on where it finds itself."""
     from train import loop
 
-    loop.train(recipe, out, run)
+    outcome = loop.train(recipe, out, run)
+    print(outcome.message)
 
 
 def generate(run: str, out: str, image: str, prompt: str, *, seed: int, steps: int, guidance: float) -> None:
-    """One generated clip as a shard in `out`/shards, and as a page to look at in `out`/look."""
+    """One generated clip as a shard in `out`/shards, and as a page in `out`/look."""
+    recipe = _recipe(run)
     from train import generate as sampler
-    from train import loop
+    from train import models
 
-    recipe, models = loop.trained(run)
+    size = recipe.sizes[-1]
     clip = sampler.generate(
-        models,
+        models.load(_trained(run)),
         read_image(image),
         prompt,
-        frames=recipe.frames,
-        height=recipe.height,
-        width=recipe.width,
+        frames=size.frames,
+        height=size.height,
+        width=size.width,
         steps=steps,
         guidance=guidance,
         seed=seed,
     )
     members = shards.encode(clip, shards.Store())
-    shards.write_shard(f"{out}/shards", f"generated-{clip.id}", [(clip.id, members, shards.row(clip))])
+    shards.write_shard(f"{out}/shards", f"generated-{clip.id}", [(clip.id, members, shards.index_row(clip))])
     look.look(f"{out}/shards", clip.id, f"{out}/look")
 
 
@@ -49,3 +53,17 @@ def read_image(path: str) -> UInt8[np.ndarray, "H W 3"]:
     if image is None:
         raise ValueError(f"{path}: not an image that OpenCV reads (expected PNG, JPEG, WebP, ...)")
     return np.ascontiguousarray(image[..., ::-1])
+
+
+def _recipe(run: str) -> TrainRecipe:
+    path = Path(run) / "recipe.yaml"
+    if not path.exists():
+        raise ValueError(f"{run}: holds no recipe.yaml, expected the folder of a `worldreel train` run")
+    return load(TrainRecipe, yaml.safe_load(path.read_text()))
+
+
+def _trained(run: str) -> Path:
+    path = Path(run) / "model"
+    if not path.exists():
+        raise ValueError(f"{run}: holds no trained model yet; run the same `worldreel train` again to finish it")
+    return path
