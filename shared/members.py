@@ -8,28 +8,15 @@ import json
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, fields
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
-from pydantic import Field
 
 from shared import codecs
 from shared.clip import AnnotatedClip, Cameras, Depth, Flow, Motion, Points
 from shared.index import FORMAT
-from shared.knobs import Knobs
-
-
-class Store(Knobs):
-    """How clips are written."""
-
-    codec: Literal["compact", "plain"] = "compact"
-    """compact: small, with the errors that shared/codecs.py states. plain: exact, npy that any tool opens, ten times as large."""
-    pointmaps: Literal["derived", "dense"] = "derived"
-    """derived: points are stored only where a clip brings its own. dense: camera-frame points of every clip, for others."""
-    rgb_crf: Annotated[int, Field(ge=0, le=51)] = 14
-    """H.264 quality: 0 is exact, 14 hard to tell from exact. `plain` is always exact."""
-
+from shared.store import Store
 
 _SLOTS = {"cameras": Cameras, "flow": Flow, "depth": Depth, "motion": Motion, "key_flow": Flow, "points": Points}
 

@@ -17,7 +17,8 @@ import pyarrow as pa
 from shared import files
 from shared.clip import AnnotatedClip
 from shared.index import FORMAT, INDEX, SCORE
-from shared.members import Store, checksums, decode, encode, is_part, ordered, seal, unseal
+from shared.members import checksums, decode, encode, is_part, ordered, seal, unseal
+from shared.store import Store
 
 __all__ = [
     "Store",
