@@ -49,23 +49,23 @@ def targets(flow: Float[Tensor, "P H W 2"]) -> Float[Tensor, "P H W 2"]:
 
 def cycle_error(forward: Float[Tensor, "P H W 2"], backward: Float[Tensor, "P H W 2"]) -> Float[Tensor, "P H W"]:
     """|F(x) + B(x + F(x))| in pixels: how far from its start the way there and back ends. inf where F leaves the image."""
-    return _cycle(forward, backward)[0]
+    return cycle(forward, backward, camera.pixel_centers(*forward.shape[1:3], like=forward))[0]
 
 
 def cycle_ok(forward: Float[Tensor, "P H W 2"], backward: Float[Tensor, "P H W 2"]) -> Bool[Tensor, "P H W"]:
-    """True where flow is seen both ways: |F + B|² < 0.01 (|F|² + |B|²) + 0.5, B at F's end, which is on the image.
+    """True where the way back agrees; see `cycle`."""
+    return cycle(forward, backward, camera.pixel_centers(*forward.shape[1:3], like=forward))[1]
 
-    The test of Sundaram, Brox and Keutzer (2010): 0.5 px² for interpolation, a hundredth for what longer flow gets wrong.
+
+def cycle(
+    forward: Float[Tensor, "P *points 2"], backward: Float[Tensor, "P H W 2"], uv: Float[Tensor, "*points 2"]
+) -> tuple[Float[Tensor, "P *points"], Bool[Tensor, "P *points"]]:
+    """(`cycle_error`, agreement) of forward flow known at some pixel positions.
+
+    They agree where |F + B|² < 0.01 (|F|² + |B|²) + 0.5, B at F's end, which is on the image. The test of Sundaram, Brox and
+    Keutzer (2010): 0.5 px² for interpolation, a hundredth for what longer flow gets wrong.
     """
-    error, back = _cycle(forward, backward)
-    return error.square() < 0.01 * (forward.square().sum(-1) + back.square().sum(-1)) + 0.5
-
-
-def _cycle(
-    forward: Float[Tensor, "P H W 2"], backward: Float[Tensor, "P H W 2"]
-) -> tuple[Float[Tensor, "P H W"], Float[Tensor, "P H W 2"]]:
-    ends = targets(forward)
+    ends = uv + forward
     back = sample(backward, ends)
-    error = (forward + back).norm(dim=-1)
-    inside = in_bounds(ends, forward.shape[1], forward.shape[2])
-    return torch.where(inside, error, torch.inf), back
+    error = torch.where(in_bounds(ends, *backward.shape[1:3]), (forward + back).norm(dim=-1), torch.inf)
+    return error, error.square() < 0.01 * (forward.square().sum(-1) + back.square().sum(-1)) + 0.5

@@ -1,0 +1,65 @@
+"""Scene flow lands where flow lands, and what stands still does not move."""
+
+from typing import TYPE_CHECKING
+
+from curate.check import Limit
+from shared.knobs import Knobs
+
+if TYPE_CHECKING:
+    from curate.view import View
+
+
+class SceneFlow(Knobs):
+    """Movers in 3-D and in the image tell one story."""
+
+    sf_reproj_px: Limit | None = Limit(flag_above=1.0, fail_above=3.0)
+    """Median |π(X + SF) - (u + F)| of valid moving pixels, in px at 720 wide."""
+    sf_static: Limit | None = Limit(fail_above=0)
+    """The largest scene flow off the moving pixels, over median depth: exactly 0."""
+    sf_kept: Limit | None = Limit(flag_below=0.3)
+    """Share of moving pixels whose scene flow is valid."""
+    sf_speed: Limit | None = Limit(flag_above=0.3)
+    """99th percentile of valid scene flow over median depth, per frame."""
+
+    @staticmethod
+    def measure(view: "View") -> dict[str, float]:
+        from curate.view import present, quantile
+
+        motion = view.clip.motion
+        if motion is None or view.median_depth is None:
+            return {}
+        moving = view.grid(motion.dynamic[:-1])
+        valid = view.grid(motion.scene_flow_valid)
+        length = view.grid(motion.scene_flow).double().norm(dim=-1) / view.median_depth
+        still = length[~moving]
+        return present(
+            {
+                "sf_static": float(still.max()) if still.numel() else None,
+                "sf_kept": float((valid & moving).sum() / moving.sum()) if moving.any() else None,
+                "sf_speed": quantile(length[valid & moving], 0.99),
+                "sf_reproj_px": _landing_px(view),
+            }
+        )
+
+
+def _landing_px(view: "View") -> float | None:
+    from curate.view import median
+    from shared import camera
+
+    motion = view.clip.motion
+    if (
+        1 not in view.cycle
+        or view.z is None
+        or view.world_from_cam is None
+        or view.intrinsics is None
+        or motion is None
+    ):
+        return None
+    usable = view.grid(motion.dynamic[:-1]) & view.grid(motion.scene_flow_valid) & (view.z[:-1] > 0)
+    p_cam = camera.unproject(view.uv, view.z[:-1], view.intrinsics[:-1, None])
+    p_world = camera.transform(view.world_from_cam[:-1, None], p_cam) + view.grid(motion.scene_flow).double()
+    p_next = camera.transform(camera.invert(view.world_from_cam[1:])[:, None], p_world)
+    usable &= p_next[..., 2] > 0
+    off = camera.project(p_next, view.intrinsics[1:, None]) - view.uv - view.cycle[1].forward
+    error = median(off[usable].norm(dim=-1))
+    return None if error is None else view.to_reference * error
