@@ -31,12 +31,13 @@ class Search:
         import cv2  # a recipe that names `Dis` needs no OpenCV
 
         self._dis = cv2.DISOpticalFlow.create(getattr(cv2, f"DISOPTICAL_FLOW_PRESET_{preset.upper()}"))
-        self._dis.setFinestScale(finest_scale)
+        self._finest_scale = finest_scale
 
     def __call__(
         self, first: UInt8[np.ndarray, "H W"], second: UInt8[np.ndarray, "H W"]
     ) -> Float32[np.ndarray, "H W 2"]:
         """Flow in pixels from the first to the second. Nothing is kept between calls, so their order cannot matter."""
+        self._dis.setFinestScale(self._finest_scale)  # again: a small picture lowers OpenCV's own for good
         return self._dis.calc(first, second, None)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 

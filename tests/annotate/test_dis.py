@@ -35,6 +35,13 @@ def test_pairs_do_not_depend_on_each_other(shifted: np.ndarray) -> None:
     assert np.array_equal(together, alone)
 
 
+def test_a_small_picture_leaves_no_trace(shifted: np.ndarray) -> None:
+    pairs = np.array([[0, 1]])
+    model = Dis().load()
+    model(np.ascontiguousarray(shifted[:, ::4, ::4]), pairs)
+    assert np.array_equal(model(shifted, pairs).flow, Dis().load()(shifted, pairs).flow)
+
+
 def test_no_pairs_give_no_flow(shifted: np.ndarray) -> None:
     assert Dis().load()(shifted, np.zeros((0, 2), np.int64)).flow.shape == (0, 96, 128, 2)
 
