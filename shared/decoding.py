@@ -15,6 +15,7 @@ import av
 import av.container
 import cv2
 import numpy as np
+from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Int64, UInt8
 
@@ -72,10 +73,11 @@ def opened(uri: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStre
             container = stack.enter_context(_container(uri, stack))
         except (av.FFmpegError, FileNotFoundError, IsADirectoryError) as error:
             raise ValueError(f"{uri}: {_why_not(error)}, expected a video file") from None
-        if not container.streams.video:
+        shown = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not shown:
             kinds = " and ".join(sorted({stream.type for stream in container.streams})) or "no streams"
             raise ValueError(f"{uri}: holds only {kinds}, expected a video stream")
-        stream = container.streams.video[0]
+        stream = shown[0]
         context = stream.codec_context
         if context is None:
             raise ValueError(f"{uri}: no decoder for its video stream, expected a codec that PyAV brings")
@@ -121,18 +123,32 @@ class Damaged(Exception):
     """A pass over the file ended before its end."""
 
 
-def strict(uri: str) -> Iterator[av.VideoFrame]:
-    """Every frame from the beginning, as the decoder emits them; `Damaged` at the first damage or change of size."""
+def strict(uri: str, *, rough: bool = False) -> Iterator[av.VideoFrame]:
+    """Every frame from the first whole one, as the decoder emits them; `Damaged` at the first damage or change of size.
+
+    `rough` leaves frames that no other frame refers to without their deblocking, which nobody sees in a small picture.
+    """
     with opened(uri) as (container, stream):
-        size = None
-        try:
-            for frame in container.decode(stream):
+        context, size, lost = stream.codec_context, None, False
+        if rough:
+            context.options |= {"skip_loop_filter": "noref"}
+        for packet in _until_torn(container, stream):
+            if lost and not packet.is_keyframe:
+                continue
+            try:
+                decoded = packet.decode()
+            except av.FFmpegError as error:
+                if size is not None:
+                    raise Damaged(_in_words(error)) from None
+                context.flush_buffers()  # a recording may begin between two key frames
+                lost = True
+                continue
+            lost = False
+            for frame in decoded:
                 if size not in (None, (frame.height, frame.width)):
                     raise Damaged(f"changes its size to {frame.width} x {frame.height}")
                 size = frame.height, frame.width
                 yield frame
-        except av.FFmpegError as error:
-            raise Damaged((error.strerror or type(error).__name__).lower()) from None
 
 
 def window(
@@ -291,6 +307,17 @@ def _container(uri: str, stack: contextlib.ExitStack) -> av.container.InputConta
         metadata_errors="replace",
         buffer_size=files.READ_AHEAD_BYTES if remote else _LOCAL_BUFFER_BYTES,
     )
+
+
+def _until_torn(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    try:
+        yield from container.demux(stream)
+    except av.FFmpegError as error:
+        raise Damaged(_in_words(error)) from None
+
+
+def _in_words(error: av.FFmpegError) -> str:
+    return (error.strerror or type(error).__name__).lower()
 
 
 def _why_not(error: Exception) -> str:

@@ -138,7 +138,7 @@ def scan(video: Video, see: Callable[[Picture], Any]) -> Video:
     shown: list[int | None] = []
     damage = ""
     try:
-        for number, frame in enumerate(decoding.strict(video.uri)):
+        for number, frame in enumerate(decoding.strict(video.uri, rough=True)):
             shown.append(frame.pts)
             see(Picture(number, _seconds(video, number, frame.pts), *shrink(frame)))
     except decoding.Damaged as error:
@@ -195,11 +195,16 @@ def _pass_to(video: Video, last: int, take: Callable[[int, Any], None]) -> None:
 
 
 def _proved(video: Video, shown: list[int | None], damage: str) -> Video:
-    promised = video.pts[: len(shown)].tolist()
-    if not video.sequential and shown == promised:
-        if len(shown) < video.num_frames and not damage:
-            damage = f"damaged at frame {len(shown)}: the pictures end early"
-        return replace(video, num_frames=len(shown), pts=video.pts[: len(shown)], note=_joined(video.note, damage))
+    index = video.pts.tolist()
+    lost = index.index(shown[0]) if not video.sequential and shown[0] in index else 0
+    whole = lost + len(shown) == video.num_frames
+    note = _joined(
+        video.note,
+        f"damaged: its first {lost} frames cannot be decoded" if lost else "",
+        damage or ("" if whole or video.sequential else f"damaged at frame {len(shown)}: the pictures end early"),
+    )
+    if not video.sequential and shown == index[lost : lost + len(shown)]:
+        return replace(video, num_frames=len(shown), pts=video.pts[lost : lost + len(shown)], note=note)
     pts, time_base = _times(video, shown)
     note = _joined(video.note, "" if video.sequential else _NOT_SEEKABLE, damage)
     return replace(video, num_frames=len(shown), pts=pts, time_base=time_base, sequential=True, note=note)
