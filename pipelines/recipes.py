@@ -4,7 +4,7 @@ Adding an annotator is its file and its name in one of the unions below; there i
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field
 
@@ -16,10 +16,13 @@ from annotate.flow.dis import Dis
 from annotate.flow.sea_raft import SeaRaft
 from annotate.motion import Motion
 from annotate.screen import Screen
+from curate.recipe import CurateRecipe
 from pipelines.fleet_knobs import Fleet
 from shared.knobs import Knobs, load
 from shared.shards import Store
 from train.recipe import PAPER, TINY, TrainRecipe
+
+R = TypeVar("R", bound=Knobs)
 
 FlowChoice = Annotated[Dis | SeaRaft, Field(discriminator="kind")]
 CamerasChoice = Annotated[FlowBA | Vipe, Field(discriminator="kind")]
@@ -50,6 +53,14 @@ def annotate_recipe(name_or_file: str, overrides: list[str]) -> AnnotateRecipe:
     return load(AnnotateRecipe, _base(name_or_file, ANNOTATE), overrides)
 
 
+CURATE = {"default": CurateRecipe()}
+
+
+def curate_recipe(name_or_file: str, overrides: list[str]) -> CurateRecipe:
+    """The built-in recipe or a YAML file, with `--set` overrides."""
+    return load(CurateRecipe, _base(name_or_file, CURATE), overrides)
+
+
 TRAIN = {"tiny": TINY, "paper": PAPER}
 
 
@@ -58,7 +69,7 @@ def train_recipe(name_or_file: str, overrides: list[str]) -> TrainRecipe:
     return load(TrainRecipe, _base(name_or_file, TRAIN), overrides)
 
 
-def _base(name_or_file: str, built_in: dict) -> Knobs | Path:
+def _base(name_or_file: str, built_in: dict[str, R]) -> R | Path:
     if name_or_file in built_in:
         return built_in[name_or_file]
     path = Path(name_or_file)

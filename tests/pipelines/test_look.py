@@ -4,10 +4,10 @@ import re
 
 import numpy as np
 import pytest
-from tests import scene
 
 from pipelines import look
 from shared import codecs, shards
+from tests import scene
 
 
 @pytest.fixture(scope="module")
