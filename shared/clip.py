@@ -4,7 +4,7 @@ A `Clip` is pixels and where they came from. An `AnnotatedClip` is a clip with a
 Annotators fill its empty slots; a data set with truth brings some of them filled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -27,6 +27,8 @@ class Depth:
 
     def __post_init__(self) -> None:
         _finite("depth", self.z)
+        if self.valid.shape != self.z.shape:
+            raise ValueError(f"depth from {self.source}: valid is {self.valid.shape}, z is {self.z.shape}")
         if (bad := self.z[self.valid]).size and bad.min() <= 0:
             raise ValueError(f"depth from {self.source} is {bad.min():g} at a valid pixel, expected above 0")
 
@@ -84,6 +86,7 @@ class Flow:
     def __post_init__(self) -> None:
         _finite("flow", self.forward)
         _finite("flow", self.backward)
+        _finite("uncertainty", self.uncertainty)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,6 +106,7 @@ class Motion:
 
     def __post_init__(self) -> None:
         _finite("scene flow", self.scene_flow)
+        _finite("key scene flow", self.key_scene_flow)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,27 +147,39 @@ class AnnotatedClip(Clip):
     def __post_init__(self) -> None:
         if "." in self.id or not self.id:
             raise ValueError(f"clip id {self.id!r}: expected a name without a dot")
-        t, h, w = self.shape
-        steps, keys = t - 1, (t - 1) // KEY_STRIDE
-        self._agree("depth", self.depth and self.depth.z.shape, (t, h, w))
-        self._agree("points", self.points and self.points.p_cam.shape, (t, h, w, 3))
-        self._agree("cameras", self.cameras and self.cameras.world_from_cam.shape, (t, 4, 4))
-        for name, flow, pairs, stride in (
-            ("flow", self.flow, steps, 1),
-            ("key flow", self.key_flow, keys, KEY_STRIDE),
-        ):
-            self._agree(name, flow and flow.forward.shape, (pairs, h, w, 2))
+        for name, flow, stride in (("flow", self.flow, 1), ("key flow", self.key_flow, KEY_STRIDE)):
             if flow is not None and flow.stride != stride:
                 raise ValueError(f"{self.id}: {name} has stride {flow.stride}, expected {stride}")
-        if self.motion is not None:
-            self._agree("dynamic", self.motion.dynamic.shape, (t, h, w))
-            self._agree("scene flow", self.motion.scene_flow.shape, (steps, h, w, 3))
-            if self.motion.key_scene_flow is not None:
-                self._agree("key scene flow", self.motion.key_scene_flow.shape, (keys, h, w, 3))
+        for name, array, expected in self._shapes():
+            if array is not None and array.shape != expected:
+                raise ValueError(f"{self.id}: {name} is {array.shape}, the frames ask for {expected}")
 
-    def _agree(self, name: str, found: tuple[int, ...] | None, expected: tuple[int, ...]) -> None:
-        if found is not None and found != expected:
-            raise ValueError(f"{self.id}: {name} is {found}, the frames ask for {expected}")
+    def _shapes(self) -> Iterator[tuple[str, np.ndarray | None, tuple[int, ...]]]:
+        """Every array, and the shape that the frames ask for."""
+        t, h, w = self.shape
+        steps, keys = t - 1, (t - 1) // KEY_STRIDE
+        yield "frame numbers", self.frames, (t,)
+        if (depth := self.depth) is not None:
+            yield "depth", depth.z, (t, h, w)
+        if (points := self.points) is not None:
+            yield "points", points.p_cam, (t, h, w, 3)
+            yield "points.valid", points.valid, (t, h, w)
+        if (cameras := self.cameras) is not None:
+            yield "cameras", cameras.world_from_cam, (t, 4, 4)
+            yield "intrinsics", cameras.intrinsics, (t, 4)
+        for name, flow, pairs in (("flow", self.flow, steps), ("key flow", self.key_flow, keys)):
+            if flow is not None:
+                yield name, flow.forward, (pairs, h, w, 2)
+                yield f"backward {name}", flow.backward, (pairs, h, w, 2)
+                yield f"uncertainty of {name}", flow.uncertainty, (pairs, h, w)
+        if (motion := self.motion) is not None:
+            yield "dynamic", motion.dynamic, (t, h, w)
+            yield "scene flow", motion.scene_flow, (steps, h, w, 3)
+            yield "scene_flow_valid", motion.scene_flow_valid, (steps, h, w)
+            yield "key scene flow", motion.key_scene_flow, (keys, h, w, 3)
+            yield "key_scene_flow_valid", motion.key_scene_flow_valid, (keys, h, w)
+            yield "sky", motion.sky, (t, h, w)
+            yield "instances", motion.instances, (t, h, w)
 
     @classmethod
     def of(cls, clip: Clip, **parts: Any) -> "AnnotatedClip":
@@ -201,6 +217,6 @@ def key_frames(num_frames: int) -> list[int]:
     return list(range(0, num_frames, KEY_STRIDE))
 
 
-def _finite(name: str, array: np.ndarray) -> None:
-    if not np.isfinite(array).all():
+def _finite(name: str, array: np.ndarray | None) -> None:
+    if array is not None and not np.isfinite(array).all():
         raise ValueError(f"{name} holds {np.count_nonzero(~np.isfinite(array))} values that are not finite")

@@ -1,5 +1,6 @@
 """Knobs: what people write. A recipe is a value of such a model, in Python or YAML, overridden with `--set a.b=value`."""
 
+import difflib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +32,7 @@ def load(model: type[R], base: R | Path | dict[str, Any], overrides: list[str] =
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise ValueError(f"{name}: {_sentence(error)}") from None
+        raise ValueError(f"{name}: {_sentence(model, tree, error)}") from None
 
 
 def dump(recipe: Knobs) -> str:
@@ -45,10 +46,10 @@ def _tree(base: Knobs | Path | dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(base, dict):
         return "recipe", yaml.safe_load(yaml.safe_dump(base))
     try:
-        tree = yaml.safe_load(base.read_text())
+        tree = yaml.safe_load(base.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{base}: {error.strerror}, expected a recipe in YAML") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{base}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{base}: holds {type(tree).__name__}, expected a mapping of knobs")
@@ -74,12 +75,32 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise ValueError(f"--set {override}: {text!r} is not a YAML value") from None
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(model: type[Knobs], tree: dict[str, Any], error: ValidationError) -> str:
     first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"]) or "the recipe"
+    path = _path(tree, first["loc"]) or "the recipe"
     if first["type"] == "extra_forbidden":
-        return f"unknown knob {path}"
+        near = difflib.get_close_matches(path.rpartition(".")[2], _names(model), n=1)
+        return f"unknown knob {path}" + (f", did you mean {near[0]}?" if near else "")
     found = first.get("input")
     shown = f", found {found!r}" if not isinstance(found, dict | BaseModel) else ""
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}{shown}{more}"
+
+
+def _path(tree: Any, loc: tuple[int | str, ...]) -> str:
+    """As people write it: pydantic puts the tag of a chosen union member into the path."""
+    names: list[str] = []
+    node = tree
+    for part in loc:
+        if isinstance(node, dict) and part not in node and part == node.get("kind"):
+            continue
+        names.append(str(part))
+        node = node.get(part) if isinstance(node, dict) else None
+    return ".".join(names)
+
+
+def _names(model: type[Knobs]) -> list[str]:
+    """Of all knobs below, wherever."""
+    schema = model.model_json_schema()
+    groups = [schema, *schema.get("$defs", {}).values()]
+    return sorted({name for group in groups for name in group.get("properties", {})})
