@@ -33,6 +33,7 @@ def annotated(
     world_from_key = nominal_from_world @ world_from_key
     dynamic = in_batch.dynamic_logit[0] > 0
     scene_flow = in_batch.scene_flow[0] @ nominal_from_world[:3, :3].transpose(0, 1)
+    leak = scene_flow_leak(scene_flow[:-1], dynamic[:-1])
     scene_flow = torch.where(dynamic[..., None], scene_flow, 0)
     points = camera.pointmap(in_batch.depth[0], world_from_key, key_intrinsics)
     key_flow = _key_flow(points + scene_flow, world_from_key, key_intrinsics)
@@ -46,7 +47,7 @@ def annotated(
         flow=None if flow is None else _both_ways(flow, 1),
         key_flow=_both_ways(key_flow, KEY_STRIDE),
         motion=_motion(dynamic, scene_flow, frames),
-        scores={"points_gap": float(gap)},
+        scores={"points_gap": float(gap), "scene_flow_leak": leak},
     )
 
 
@@ -57,6 +58,18 @@ def between(keys: Float[Tensor, "K *map"], frames: int) -> Float[Tensor, "T *map
     after = (before + 1).clamp_max(len(keys) - 1)
     share = (place - before).reshape(-1, *[1] * (keys.ndim - 1))
     return keys[before] * (1 - share) + keys[after] * share
+
+
+def scene_flow_leak(scene_flow: Float[Tensor, "Q H W 3"], dynamic: Bool[Tensor, "Q H W"]) -> float:
+    """Mean |F3d| of static pixels over that of moving ones (at most 1; 0 if nothing is said to move anywhere).
+
+    What the mask calls static should stand still: a high share means that camera motion was taken for scene motion, or that the
+    edges of what moves are blurred.
+    """
+    speed = scene_flow.norm(dim=-1)
+    at_rest = float(speed[~dynamic].mean()) if (~dynamic).any() else 0.0
+    moving = float(speed[dynamic].mean()) if dynamic.any() else 0.0
+    return 0.0 if at_rest == 0 else min(1.0, at_rest / max(moving, 1e-12))
 
 
 def inverse(flow: Float[Tensor, "P H W 2"], num_rounds: int = 5) -> Float[Tensor, "P H W 2"]:

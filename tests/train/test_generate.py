@@ -32,7 +32,7 @@ def test_every_output_is_there_and_readable(tmp_path):
     assert np.array_equal(clip.cameras.world_from_cam[0], np.eye(4))
     assert not clip.motion.key_scene_flow[~clip.motion.dynamic[:-1:4]].any()
     shards.write_shard(
-        str(tmp_path), "made", [(clip.id, shards.encode(clip, shards.Store(codec="plain")), shards.row(clip))]
+        str(tmp_path), "made", [(clip.id, shards.encode(clip, shards.Store(codec="plain")), shards.index_row(clip))]
     )
     (again,) = shards.read_clips(str(tmp_path))
     assert np.array_equal(again.depth.z, clip.depth.z)

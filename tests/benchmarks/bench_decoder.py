@@ -1,0 +1,170 @@
+"""Does the decoder learn geometry? Trains it from scratch on closed-form scenes, and measures it on scenes it never saw.
+
+    python tests/benchmarks/bench_decoder.py --minutes 6 --compress 2 --pictures decoder.png
+
+Every scene is a ray-cast room with exact truth; held-out scenes have other seeds, so other furniture, paths and lenses' views.
+Printed beside the decoder: what a constant depth, a camera that never moves and a still world would score.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import scene
+
+from shared import camera, metrics
+from train import models, pose, sample
+from train.noise import Noise, generator
+from train.sample import Batch, Predicted
+from train.stages import Compressor, Decoder
+
+KINDS = ("lateral", "orbit", "dolly", "handheld", "many_moving", "follow")
+FRAMES, HEIGHT, WIDTH, FOCAL = 9, 64, 96, 90.0
+HELD_OUT = 10_000
+"""Seeds from here on are never trained on."""
+
+
+def clips(first_seed: int, num_scenes: int) -> list[Batch]:
+    """`num_scenes` of each kind, each a batch of one."""
+    return [
+        sample.collate(
+            [
+                sample.from_clip(
+                    scene.clip(kind, frames=FRAMES, height=HEIGHT, width=WIDTH, focal=FOCAL, seed=seed),
+                    FRAMES,
+                    HEIGHT,
+                    WIDTH,
+                )
+            ]
+        )
+        for kind in KINDS
+        for seed in range(first_seed, first_seed + num_scenes)
+    ]
+
+
+def train(stage, built: models.Models, data: list[Batch], minutes: float, rate: float) -> None:
+    """AdamW over random single scenes for so many minutes of processor time; the rate falls to zero."""
+    (module,) = stage.trainable(built).values()
+    module.requires_grad_(True)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=1e-4)
+    begun, spent, step, running = time.process_time(), 0.0, 0, []
+    while spent < 1:
+        batch = data[int(torch.randint(len(data), (), generator=generator(0, step, "clip")))]
+        losses = stage.loss(built, batch, Noise(seed=0, positions=(step,)))
+        optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / 50) * (1 - spent)
+        optimizer.zero_grad()
+        losses["total"].backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        running.append(losses["total"].item())
+        step, spent = step + 1, (time.process_time() - begun) / max(60 * minutes, 1e-9)
+        if step % 200 == 0:
+            print(f"  {stage.kind} step {step}: loss {np.mean(running[-200:]):.4f}", flush=True)
+    module.requires_grad_(False)
+
+
+def still(batch: Batch) -> Predicted:
+    """What one would say without looking: one depth, a camera that never moves, nothing that moves."""
+    nine = torch.tensor([0.0, 0, 0, 0, 0, 0, 1, 1, 1]).expand(1, batch.key_depth.shape[1], 9)
+    return Predicted(
+        depth=torch.ones_like(batch.key_depth),
+        points=torch.zeros_like(batch.points),
+        camera=nine,
+        dynamic_logit=torch.full_like(batch.key_depth, -1.0),
+        scene_flow=torch.zeros_like(batch.scene_flow),
+    )
+
+
+def errors(predicted: Predicted, batch: Batch) -> dict[str, float]:
+    """Of one clip, in units of the scene. Depth as is, and after the usual median scale of each clip."""
+    valid, moving = batch.key_valid, batch.dynamic & batch.scene_flow_valid
+    ours, true = predicted.depth[valid], batch.key_depth[valid]
+    scaled = metrics.depth(ours * (true / ours).median(), true)
+    world_from_cam, _ = pose.decode(predicted.camera, HEIGHT, WIDTH)
+    apart = (camera.invert(world_from_cam) @ batch.world_from_cam)[0, 1:].double()
+    found = {
+        "depth log-RMSE": metrics.depth(ours, true)["log_rmse"],
+        "... scaled": scaled["log_rmse"],
+        "... d1.25 scaled": scaled["delta_1"],
+        "points": float((predicted.points - batch.points).norm(dim=-1)[valid].mean()),
+        "camera position": float(apart[:, :3, 3].norm(dim=-1).mean()),
+        "camera angle (deg)": float(metrics.angle_deg(apart[:, :3, :3]).mean()),
+        "mask IoU": metrics.mask(predicted.dynamic_logit > 0, batch.dynamic)["iou"],
+    }
+    if moving.any():
+        found["scene flow, moving"] = float((predicted.scene_flow - batch.scene_flow).norm(dim=-1)[moving].mean())
+    at_rest = ~batch.dynamic & batch.scene_flow_valid
+    found["scene flow, static"] = float(predicted.scene_flow.norm(dim=-1)[at_rest].mean())
+    return found
+
+
+def mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in rows[0]}
+
+
+def pictures(path: str, predicted: list[Predicted], data: list[Batch]) -> None:
+    """Depth, scene flow and mask of the middle key frame: ours above, the truth below."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2 * len(data), 4, figsize=(12, 4 * len(data)), squeeze=False)
+    for i, (ours, batch) in enumerate(zip(predicted, data)):
+        axes[2 * i, 0].imshow((batch.rgb[0, 4] + 1) / 2)
+        far, fast = batch.key_depth[0, 1].max(), batch.scene_flow[0, 1].norm(dim=-1).max()
+        for row, one, seen in (
+            (2 * i, ours, ours.dynamic_logit.sigmoid()),
+            (2 * i + 1, batch, batch.dynamic.float()),
+        ):
+            depth = one.depth if isinstance(one, Predicted) else one.key_depth
+            axes[row, 1].imshow(depth[0, 1], vmin=0, vmax=far)
+            axes[row, 2].imshow(one.scene_flow[0, 1].norm(dim=-1), vmin=0, vmax=fast)
+            axes[row, 3].imshow(seen[0, 1], vmin=0, vmax=1)
+    for axis in axes.flat:
+        axis.axis("off")
+    figure.savefig(path, dpi=70, bbox_inches="tight")
+
+
+def main() -> None:
+    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse.add_argument("--minutes", type=float, default=6.0, help="processor time to train the decoder")
+    parse.add_argument("--compress", type=float, default=0.0, help="processor minutes to train the VAE first")
+    parse.add_argument("--scenes", type=int, default=24, help="of each kind, to train on")
+    parse.add_argument("--held-out", type=int, default=3, help="of each kind, to measure on")
+    parse.add_argument("--base", default="tiny")
+    parse.add_argument("--decoder", default="small")
+    parse.add_argument("--rate", type=float, default=1e-3)
+    parse.add_argument("--cache", default="")
+    parse.add_argument("--pictures", default="")
+    asked = parse.parse_args()
+    torch.set_num_threads(1)
+    built = models.build(models.ModelKnobs(base=asked.base, decoder=asked.decoder))
+    data, unseen = clips(0, asked.scenes), clips(HELD_OUT, asked.held_out)
+    if asked.compress:
+        train(Compressor(), built, data, asked.compress, 3e-3)
+    if asked.cache:
+        built = built.cached(Path(asked.cache))
+    train(Decoder(), built, data, asked.minutes, asked.rate)
+    with torch.no_grad():
+        ours = [built.dpt(built.latents(batch).geometry.mean) for batch in unseen]
+        seen = [built.dpt(built.latents(batch).geometry.mean) for batch in data[:: asked.scenes]]
+    columns = {
+        "held out": mean([errors(one, batch) for one, batch in zip(ours, unseen)]),
+        "trained on": mean([errors(one, batch) for one, batch in zip(seen, data[:: asked.scenes])]),
+        "baseline": mean([errors(still(batch), batch) for batch in unseen]),
+    }
+    print(f"{'':22}" + "".join(f"{name:>12}" for name in columns))
+    for name in columns["held out"]:
+        print(f"{name:22}" + "".join(f"{column[name]:12.4f}" for column in columns.values()))
+    if asked.pictures:
+        pictures(asked.pictures, ours[:: asked.held_out], unseen[:: asked.held_out])
+
+
+if __name__ == "__main__":
+    main()

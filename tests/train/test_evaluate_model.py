@@ -1,0 +1,187 @@
+"""The formulas on cases one can work out, and the failures on failures made up."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scene
+import torch
+
+from shared.clip import AnnotatedClip
+from train import evaluate
+
+
+def _uniform_flow(pairs: int, speed: float, height: int = 256, width: int = 256) -> np.ndarray:
+    flow = np.zeros((pairs, height, width, 2), np.float32)
+    flow[..., 0] = speed
+    return flow
+
+
+def _features(*rows: tuple[float, ...]) -> torch.Tensor:
+    return torch.tensor(rows)
+
+
+def test_vbench_looks_at_eight_frames_a_second():
+    assert evaluate.sampled(49, 8.0) == list(range(49))
+    assert evaluate.sampled(49, 16.0) == list(range(0, 49, 2))
+    assert len(evaluate.sampled(49, 16.0)) == 25
+    assert evaluate.sampled(5, 3.0) == [0, 1, 2, 3, 4]
+
+
+def test_a_video_is_dynamic_above_the_published_speed_in_enough_pairs():
+    assert not evaluate.is_dynamic(_uniform_flow(48, 6.0))
+    assert evaluate.is_dynamic(_uniform_flow(48, 6.01))
+    flow = _uniform_flow(48, 0.0)
+    flow[:11, ..., 0] = 7
+    assert not evaluate.is_dynamic(flow)  # of 49 frames, 12 pairs must move
+    flow[11, ..., 0] = 7
+    assert evaluate.is_dynamic(flow)
+
+
+def test_five_percent_of_the_pixels_are_enough():
+    flow = _uniform_flow(4, 0.0)
+    flow[:, :13, :, 0] = 7  # 13 of 256 rows: 5.08 %
+    assert evaluate.is_dynamic(flow)
+    flow[:, 6:] = 0
+    assert not evaluate.is_dynamic(flow)
+
+
+def test_a_gliding_camera_is_dynamic_but_moves_no_object():
+    clip = scene.clip("dolly", frames=9, height=48, width=64, focal=60.0)
+    left = evaluate.object_flow(clip)
+    known = ~clip.motion.dynamic[:-1]
+    assert np.abs(left[known]).max() < 0.01
+    moving = scene.tiny("many_moving")
+    left = evaluate.object_flow(moving)
+    assert np.linalg.norm(left[moving.motion.dynamic[:-1]], axis=-1).mean() > 0.05
+
+
+def test_consistency_and_faithfulness_by_hand():
+    features = _features((1, 0), (1, 0), (0, 2), (-1, 0))
+    assert evaluate.consistency(features) == pytest.approx(((1 + 1) + (0 + 0) + (0 + 0)) / 2 / 3)
+    image = _features((3, 0))
+    assert evaluate.faithfulness(image, features) == pytest.approx(0.4 * 1 + 0.3 * (1 + 0 + 0) / 3 + 0.3 * 0)
+
+
+def test_smooth_motion_scores_one():
+    rgb = np.arange(9, dtype=np.uint8)[:, None, None, None] * np.full((1, 4, 4, 3), 10, np.uint8)
+
+    def _halfway(frames: np.ndarray) -> np.ndarray:
+        return ((frames[:-1].astype(int) + frames[1:]) // 2).astype(np.uint8)
+
+    assert evaluate.smoothness(rgb, _halfway) == 1
+    rgb[3] += 51
+    assert evaluate.smoothness(rgb, _halfway) == pytest.approx(1 - 51 / 255 / 4)
+    assert evaluate.steadiness(rgb[:2]) == pytest.approx(1 - 10 / 255)
+
+
+def test_frechet_of_two_normals():
+    rng = torch.Generator().manual_seed(0)
+    draw = torch.randn(4000, 3, generator=rng, dtype=torch.float64)
+    assert evaluate.frechet(draw, draw) == pytest.approx(0, abs=1e-9)
+    scale = torch.tensor([2.0, 1.0, 0.5]).double()
+    expected = 3 + float(((scale - 1).square() * draw.var(0)).sum())
+    assert evaluate.frechet(draw, draw * scale + (1 - draw.mean(0) * (scale - 1))) == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(ValueError, match="at least two"):
+        evaluate.frechet(draw[:1], draw)
+
+
+def test_geometry_against_itself_is_perfect_whatever_its_unit():
+    clip = scene.tiny("orbit")
+    shrunk = replace(clip.depth, z=clip.depth.z * np.float32(0.1), metric=False)
+    poses = clip.cameras.world_from_cam.copy()
+    poses[:, :3, 3] *= 0.1
+    made = clip.with_(depth=shrunk, cameras=replace(clip.cameras, world_from_cam=poses, metric=False))
+    found = evaluate.geometry(made, clip)
+    assert found["log_rmse"] < 1e-5
+    assert found["delta_1.25"] == 1
+    assert found["ate"] < 1e-6
+    assert found["rre_deg"] < 1e-4
+    assert found["length"] > 0.01
+
+
+def test_geometry_notices_wrong_depth_and_wrong_cameras():
+    clip = scene.tiny("orbit")
+    bent = clip.depth.z * np.linspace(1, 2, 64, dtype=np.float32)
+    made = clip.with_(
+        depth=replace(clip.depth, z=bent),
+        cameras=replace(clip.cameras, world_from_cam=np.tile(np.eye(4), (9, 1, 1))),
+    )
+    found = evaluate.geometry(made, clip)
+    assert found["log_rmse"] > 0.1
+    assert found["ate"] > 0.001
+    assert found["rre_deg"] > 0.05
+
+
+@pytest.mark.parametrize("kind", ["orbit", "many_moving", "handheld", "dolly"])
+def test_truth_shows_no_failure(kind):
+    found = evaluate.signatures(scene.tiny(kind))
+    assert not found.geometric_inconsistency
+    assert not found.camera_scene_confusion
+    assert not found.static_collapse
+    assert found.measures["flow_gap"] < 1e-4
+
+
+def _frozen(clip: AnnotatedClip) -> AnnotatedClip:
+    still, nothing = np.zeros_like(clip.flow.forward), np.zeros_like(clip.key_flow.forward)
+    return clip.with_(
+        rgb=np.repeat(clip.rgb[:1], 9, 0),
+        depth=replace(clip.depth, z=np.repeat(clip.depth.z[:1], 9, 0)),
+        flow=replace(clip.flow, forward=still, backward=still),
+        key_flow=replace(clip.key_flow, forward=nothing, backward=nothing),
+        cameras=replace(clip.cameras, world_from_cam=np.tile(np.eye(4), (9, 1, 1))),
+        motion=replace(
+            clip.motion,
+            dynamic=np.zeros_like(clip.motion.dynamic),
+            key_scene_flow=np.zeros_like(clip.motion.key_scene_flow),
+        ),
+    )
+
+
+def test_a_frozen_clip_is_a_static_collapse():
+    found = evaluate.signatures(_frozen(scene.tiny("orbit")))
+    assert found.static_collapse
+    assert not found.geometric_inconsistency
+
+
+def test_depth_that_wobbles_is_inconsistent():
+    clip = scene.tiny("orbit")
+    wobble = np.where(np.arange(9) % 8 < 4, 1.0, 1.15).astype(np.float32)[:, None, None]
+    found = evaluate.signatures(clip.with_(depth=replace(clip.depth, z=clip.depth.z * wobble)))
+    assert found.geometric_inconsistency
+    assert not found.static_collapse
+
+
+def test_scene_flow_against_the_flow_is_inconsistent():
+    clip = scene.tiny("many_moving")
+    wrong = clip.motion.key_scene_flow + np.float32(0.3)
+    found = evaluate.signatures(clip.with_(motion=replace(clip.motion, key_scene_flow=wrong)))
+    assert found.geometric_inconsistency
+
+
+def test_camera_motion_told_as_scene_motion_is_confusion():
+    clip = scene.tiny("many_moving")
+    drift = clip.motion.key_scene_flow + np.where(clip.motion.dynamic[:-1:4, ..., None], 0, 0.1).astype(np.float32)
+    found = evaluate.signatures(clip.with_(motion=replace(clip.motion, key_scene_flow=drift)))
+    assert found.camera_scene_confusion
+
+
+def test_tables_have_the_papers_layout():
+    rows = {"ours": {"d.d.": 1.0, "m.s.": 0.9871}, "base": {"m.s.": 0.5}}
+    assert (
+        evaluate.table(rows, ["d.d.", "m.s."])
+        == "|method|d.d.|m.s.|\n|---|---|---|\n|ours|1.000|0.987|\n|base|-|0.500|"
+    )
+    assert evaluate.averaged([{"a": 1.0, "b": 2.0}, {"a": 3.0}]) == {"a": 2.0, "b": 2.0}
+
+
+def test_video_quality_uses_what_it_is_given():
+    clip = scene.tiny("orbit")
+
+    def _colors(rgb: np.ndarray) -> torch.Tensor:
+        return torch.tensor(rgb).float().flatten(1)
+
+    found = evaluate.video_quality(clip, subject=_colors, background=_colors, interpolate=lambda rgb: rgb[:-1])
+    assert set(found) == {"d.d.", "object d.d.", "m.s.", "i2v-s", "s.c.", "i2v-b"}
+    assert 0.5 < found["s.c."] <= 1
+    assert set(evaluate.video_quality(clip)) == {"d.d.", "object d.d."}
