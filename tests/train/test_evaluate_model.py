@@ -18,7 +18,7 @@ def _uniform_flow(pairs: int, speed: float, height: int = 256, width: int = 256)
 
 
 def _features(*rows: tuple[float, ...]) -> torch.Tensor:
-    return torch.tensor(rows)
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def test_vbench_looks_at_eight_frames_a_second():
