@@ -52,33 +52,29 @@ _ORDER = ("json", "cameras", "rgb", *_COMPACT)
 def encode(clip: AnnotatedClip, store: Store) -> dict[str, bytes]:
     """The clip's members by suffix, in the order of the tar. Raises ValueError for what does not fit the codecs."""
     exact = store.codec == "plain"
-    members = {"rgb.mp4": codecs.encode_rgb(clip.rgb, clip.fps, 0 if exact else store.rgb_crf)}
     slots = {slot: part for slot in _SLOTS if (part := getattr(clip, slot)) is not None}
     if store.pointmaps == "dense" and "points" not in slots and "cameras" in slots and "depth" in slots:
         slots["points"] = _dense_points(slots["depth"], slots["cameras"])
-    shapes = {"rgb": clip.rgb.shape}
-    for slot, part in slots.items():
-        if slot == "cameras":
-            members["cameras.npz"] = codecs.encode_cameras(part.world_from_cam, part.intrinsics)
-            continue
-        for name, array in _arrays(slot, part).items():
-            members[f"{name}.{'npy' if exact else 'wrz'}"] = _encode_array(clip.id, name, array, exact)
-            shapes[name] = array.shape
-    members["json"] = seal(
-        {
-            "format": FORMAT,
-            "id": clip.id,
-            "source": clip.source,
-            "fps": float(clip.fps),
-            "frames": [int(frame) for frame in clip.frames],
-            "caption": clip.caption,
-            "licence": clip.licence,
-            "scores": {name: float(score) for name, score in clip.scores.items()},
-            "slots": {slot: _facts(part) for slot, part in slots.items()},
-            "shapes": {name: list(shape) for name, shape in shapes.items()},
-            "crc32": checksums(members),
-        }
-    )
+    arrays = {name: array for slot, part in slots.items() for name, array in _arrays(slot, part).items()}
+    members = {"rgb.mp4": codecs.encode_rgb(clip.rgb, clip.fps, 0 if exact else store.rgb_crf)}
+    if clip.cameras is not None:
+        members["cameras.npz"] = codecs.encode_cameras(clip.cameras.world_from_cam, clip.cameras.intrinsics)
+    for name, array in arrays.items():
+        members[f"{name}.{'npy' if exact else 'wrz'}"] = _encode_array(clip.id, name, array, exact)
+    facts = {
+        "format": FORMAT,
+        "id": clip.id,
+        "source": clip.source,
+        "fps": float(clip.fps),
+        "frames": [int(frame) for frame in clip.frames],
+        "caption": clip.caption,
+        "licence": clip.licence,
+        "scores": {name: float(score) for name, score in clip.scores.items()},
+        "slots": {slot: _facts(part) for slot, part in slots.items()},
+        "shapes": {name: list(array.shape) for name, array in {"rgb": clip.rgb, **arrays}.items()},
+        "crc32": checksums(members),
+    }
+    members["json"] = seal(facts)
     return {suffix: members[suffix] for suffix in ordered(members)}
 
 
@@ -184,6 +180,8 @@ def _stem(suffix: str) -> str:
 
 def _arrays(slot: str, part: Any) -> dict[str, np.ndarray]:
     """slot.field -> array, of those that become members of their own."""
+    if slot == "cameras":
+        return {}
     if slot == "depth":  # valid is where z is above 0
         return {"depth": np.where(part.valid, part.z, np.float32(0))}
     names = [f.name for f in fields(part) if isinstance(getattr(part, f.name), np.ndarray)]

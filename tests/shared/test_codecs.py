@@ -5,8 +5,10 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -219,6 +221,18 @@ def test_a_video_is_tagged_as_players_expect(fps: float) -> None:
     assert {0, 12, 24} <= set(keys)
     with av.open(io.BytesIO(codecs.encode_rgb(picture(2, 31, 48), fps))) as container:
         assert container.streams.video[0].codec_context.pix_fmt == "yuv444p"
+
+
+@pytest.mark.parametrize(("size", "crf"), [((96, 128), 14), ((95, 127), 14), ((96, 128), 0)])
+def test_another_decoder_sees_the_same_frames(size: tuple[int, int], crf: int, tmp_path: Path) -> None:
+    rgb = picture(30, *size)
+    mp4 = codecs.encode_rgb(rgb, 8.0, crf)
+    (tmp_path / "x.mp4").write_bytes(mp4)
+    capture = cv2.VideoCapture(str(tmp_path / "x.mp4"))
+    frames = [frame[..., ::-1] for ok, frame in iter(capture.read, (False, None)) if ok]
+    capture.release()
+    assert len(frames) == 30
+    assert np.abs(np.stack(frames).astype(int) - codecs.decode_rgb(mp4)).mean() < 1
 
 
 @pytest.mark.parametrize("fps", [8.0, 29.97])
