@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pipelines import seat
 from pipelines.tasks import Fault, Job, Outcome, Task
@@ -32,6 +32,7 @@ class Place:
     gpus: float
 
 
+@runtime_checkable
 class Crew(Protocol):
     """Seats by number. A seat does one thing at a time and answers with an outcome, whatever happens to it."""
 

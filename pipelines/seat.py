@@ -47,7 +47,7 @@ class Seat:
     def start(self) -> Outcome:
         """A fresh worker that has loaded its models, or the fault `start_failed`."""
         began = time.monotonic()
-        self.close()
+        self._end()
         self._spawn()
         assert self._pipe is not None
         with contextlib.suppress(OSError):
@@ -55,7 +55,7 @@ class Seat:
         outcome = self._answer("loading", began, self._job.start_timeout_s)
         if outcome.fault is None:
             return Outcome(value=machine(), seconds=outcome.seconds)
-        self.close()
+        self._end()
         return Outcome(fault=start_fault(outcome.fault), seconds=outcome.seconds)
 
     def do(self, task: Task) -> Outcome:
@@ -73,15 +73,19 @@ class Seat:
         return self._answer(f"{task.kind} {task.key}", began, task.timeout_s)
 
     def close(self) -> None:
-        """Kills the worker, if there is one, and waits for its end."""
-        if self._process is not None:
-            self._reap(kill=True)
+        """Kills the worker and waits for its end; the seat is not used again."""
+        self._end()
+        self._stderr.close()
 
     def kill(self) -> None:
         """Kills the worker while another thread waits for its answer."""
         if (process := self._process) is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._reap(kill=True)
 
     def _spawn(self) -> None:
         ours, theirs = connection.Pipe()
@@ -164,7 +168,7 @@ class Seat:
 
 def machine() -> dict[str, Any]:
     """Where this seat stands."""
-    return {"node": socket.gethostname(), "memory_gib": memory_gib()}
+    return {"node": socket.gethostname(), "pid": os.getpid(), "memory_gib": memory_gib()}
 
 
 def memory_gib() -> float:

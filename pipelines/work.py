@@ -1,7 +1,7 @@
 """What a worker does: cut and screen a video, annotate a clip, pack a block. Knows nothing of who calls it."""
 
 import time
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 
@@ -17,6 +17,7 @@ VERSION = 1
 """Of the annotators' arithmetic: raised when a change of code changes labels."""
 
 
+@runtime_checkable
 class Annotators(Protocol):
     """All annotators of a recipe, loaded."""
 
@@ -25,6 +26,7 @@ class Annotators(Protocol):
     def __call__(self, clip: AnnotatedClip, clock: "Clock") -> AnnotatedClip: ...
 
 
+@runtime_checkable
 class Supplier(Protocol):
     """Where clips come from. A data set that brings truth is one more of these, under its own name in `SUPPLIERS`."""
 

@@ -1,14 +1,10 @@
-"""Workers that cut, encode and pack as the real ones do, but label a clip in no time; and fail as the video's name tells them to."""
+"""Workers that cut, encode and pack as the real ones do, but label a clip in no time, and fail as the video's name says."""
 
-import ctypes
-import os
-import signal
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from wild import misbehave
 
 from pipelines import places, work
 from pipelines.fleet import Crew, Local, Place
@@ -67,34 +63,6 @@ class Labels:
                 source="quick",
             ),
         )
-
-
-def misbehave(video: Path) -> None:
-    """`segv_a.mp4` ends its worker by a segmentation fault, `once_kill_a.mp4` does so the first time only."""
-    what, *rest = video.stem.split("_")
-    if what == "once":
-        what = rest[0]
-        flag = video.with_suffix(".happened")
-        if flag.exists():
-            return
-        flag.touch()
-    if what == "raise":
-        raise RuntimeError("a bug")
-    if what == "refuse":
-        raise ValueError(f"{video}: its flow is flat")
-    if what == "segv":
-        print("last words", file=sys.stderr, flush=True)
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if what == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if what == "hang":
-        time.sleep(1000)
-    if what == "gil":
-        ctypes.PyDLL(None).sleep(1000)  # PyDLL keeps the interpreter's lock
-    if what == "memory":
-        block = bytearray(2 << 30)
-        block[::4096] = b"x" * len(block[::4096])
-        time.sleep(1000)
 
 
 def video(path: Path, seed: int, *, frames: int = 12, height: int = 48, width: int = 64) -> Path:
