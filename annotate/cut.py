@@ -1,8 +1,6 @@
-"""Videos to clips: shots, frames at the wanted rate, cheap scores, all from one decode; and the pixels of a clip, later, by window.
+"""Videos to clips: shots, frames at the wanted rate and cheap scores, all from one decode; the pixels of a clip later, by window.
 
-for span in screen_and_cut(video.probe(uri), Cut(frames=49, fps=8), Screen()):
-    if not span.reason:
-        clip = load_clip(span, cut)
+`screen_and_cut(video.probe(uri), cut, screen)` lists the clips of a video, `load_clip(span, cut)` reads one of them.
 """
 
 import hashlib
@@ -23,6 +21,7 @@ from shared.video import Decoder, Video
 
 _SAME_RATE = 0.02
 """A source this near to the wanted rate gives its frames as they are: 23.976 is taken for 24."""
+_MIN_SIDE_PX = 32
 
 
 class Cut(Knobs):
@@ -31,8 +30,8 @@ class Cut(Knobs):
     frames: Annotated[int, Field(ge=1)] = 49
     fps: Annotated[float, Field(gt=0)] = 8.0
     """The nearest source frame in time is taken. A slower source is refused: no frame is shown twice."""
-    height: Annotated[int, Field(ge=8)] = 240
-    width: Annotated[int, Field(ge=8)] = 368
+    height: Annotated[int, Field(ge=16)] = 240
+    width: Annotated[int, Field(ge=16)] = 368
     detector: Literal["adaptive", "content"] = "adaptive"
     """PySceneDetect's: `adaptive` compares a change with those around it, `content` with a fixed threshold."""
     threshold: Annotated[float, Field(gt=0)] = 3.0
@@ -69,8 +68,11 @@ def screen_and_cut(video: Video, cut: Cut, screen: Screen) -> list[Span]:
     """All clips of a video in order, and one refused span for each shot that gives none. Decodes the file once.
 
     The spans hold the video as this pass proved it (`shared.video.scan`), so that windows of it can be trusted. Raises ValueError
-    if not a single frame can be decoded.
+    if not a single frame can be decoded, or for pictures too small to measure.
     """
+    if min(video.height, video.width) < _MIN_SIDE_PX:
+        size = f"{video.width} x {video.height}"
+        raise ValueError(f"{video.uri}: its pictures are {size}, expected at least {_MIN_SIDE_PX} px a side")
     from annotate.shots import Shots
 
     shots = Shots(cut.detector, cut.threshold, cut.min_content, cut.min_shot_frames)

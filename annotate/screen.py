@@ -1,6 +1,7 @@
 """Cheap scores of clips, all from one decode, and the gates that spare the heavy models what nobody can use.
 
 Pictures are measured at no more pixels than 640 x 360 has, whatever the size of the video, so that one threshold means one thing.
+Text is not among the scores: without a trained detector the edges of letters and of leaves look alike.
 """
 
 import math
@@ -133,7 +134,8 @@ class Meter:
         import cv2
 
         luma = picture.luma
-        small = cv2.resize(luma, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        half = max(luma.shape[1] // 2, 16), max(luma.shape[0] // 2, 16)
+        small = cv2.resize(luma, half, interpolation=cv2.INTER_AREA)
         motion = None
         if self._samples:
             before = self._samples[-1]

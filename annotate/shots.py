@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
-_CLOCK_FPS = 25.0
+_CLOCK = FrameTimecode(0, 25.0)
 """PySceneDetect asks for a rate. Ours only counts frames, so that variable rates change nothing."""
 
 
@@ -25,7 +25,7 @@ class Shots:
         self._now: FrameTimecode | None = None
 
     def add(self, number: int, bgr: UInt8[np.ndarray, "h w 3"]) -> None:
-        self._now = FrameTimecode(number, _CLOCK_FPS)
+        self._now = FrameTimecode(number, _CLOCK)
         self._cuts += [cut.frame_num for cut in self._detector.process_frame(self._now, bgr)]
 
     def cuts(self) -> list[int]:

@@ -1,5 +1,6 @@
 """OpenCV's dense inverse search: optical flow without weights, in hundredths of a second (Kroeger et al., ECCV 2016)."""
 
+import math
 from typing import Annotated, Literal
 
 import numpy as np
@@ -16,12 +17,19 @@ class Dis(Annotator):
     preset: Literal["ultrafast", "fast", "medium"] = "medium"
     """How much each scale is refined."""
     finest_scale: Annotated[int, Field(ge=0, le=5)] = 1
-    """Flow is searched down to 1/2^this of the size, then enlarged: 0 is full size, four times as dear as 1."""
+    """Flow is searched down to 1/2^this of the size, then enlarged: 0 is full size, four times as dear as 1.
+
+    Small pictures use a finer one.
+    """
     threads: Annotated[int, Field(ge=1)] = 1
     """OpenCV's, in this worker; more than one may change the last bits."""
 
     def load(self) -> FlowModel:
         return _Loaded(self)
+
+
+_PATCH_PX = 8
+"""Side of the patches that are searched. A scale with a side below it crashes OpenCV, not always with an exception."""
 
 
 class Search:
@@ -37,7 +45,10 @@ class Search:
         self, first: UInt8[np.ndarray, "H W"], second: UInt8[np.ndarray, "H W"]
     ) -> Float32[np.ndarray, "H W 2"]:
         """Flow in pixels from the first to the second. Nothing is kept between calls, so their order cannot matter."""
-        self._dis.setFinestScale(self._finest_scale)  # again: a small picture lowers OpenCV's own for good
+        height, width = first.shape
+        if min(height, width) < 2 * _PATCH_PX:
+            raise ValueError(f"pictures of {width} x {height}, expected at least {2 * _PATCH_PX} px a side for flow")
+        self._dis.setFinestScale(min(self._finest_scale, int(math.log2(min(height, width) / _PATCH_PX))))
         return self._dis.calc(first, second, None)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 

@@ -196,6 +196,18 @@ def test_damaged_files_give_the_clips_before_the_damage(tmp_path: Path) -> None:
     assert load_clip(kept[-1], cut).rgb.shape == (12, 96, 128, 3)
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 1600), (1600, 32)])
+def test_small_and_thin_videos_are_cut(height: int, width: int, tmp_path: Path) -> None:
+    videos.write(tmp_path / "thin.mp4", videos.numbered(12, height, width), fps=24, options=H264)
+    assert [span.reason for span in spans_of(tmp_path / "thin.mp4", Cut(frames=12, fps=24))] == [""]
+
+
+def test_tiny_videos_are_refused(tmp_path: Path) -> None:
+    videos.write(tmp_path / "tiny.mp4", videos.numbered(12, 30, 64), fps=24, options=H264)
+    with pytest.raises(ValueError, match="64 x 30, expected at least 32 px"):
+        spans_of(tmp_path / "tiny.mp4", Cut())
+
+
 def test_pictures_cover_the_clip_and_are_cut_at_the_center() -> None:
     rgb = np.zeros((100, 400, 3), np.uint8)
     rgb[:, 150:250] = 255

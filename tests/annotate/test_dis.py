@@ -51,3 +51,12 @@ def test_one_thread_unless_asked_for_more() -> None:
     assert cv2.getNumThreads() == 2
     Dis().load()
     assert cv2.getNumThreads() == 1
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 64), (16, 640), (640, 16), (17, 300), (31, 500), (24, 24)])
+def test_small_and_thin_pictures_have_flow_and_tiny_ones_a_sentence(size: tuple[int, int]) -> None:
+    rgb = np.random.default_rng(0).integers(0, 255, (2, *size, 3), dtype=np.uint8)
+    flow = Dis(finest_scale=3).load()(rgb, np.array([[0, 1]])).flow
+    assert np.isfinite(flow).all()
+    with pytest.raises(ValueError, match="at least 16 px"):
+        Dis().load()(rgb[:, :15], np.array([[0, 1]]))
