@@ -164,6 +164,7 @@ def _work(
         )
         with _terminated():
             total = loop.run()
+        spool.remove(settings.spool)
         events.say("ended", annotated=total.annotated)
         return total
     except (ValueError, KeyboardInterrupt) as error:

@@ -1,7 +1,7 @@
 """The funnel: videos cut, clips found, screened out and why, annotated, failed, committed. Counted from the ledger alone."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -28,15 +28,20 @@ class Funnel:
     attempts: int = 0
     video_seconds: float = 0.0
     """Of annotated clips."""
-    stage_seconds: Counter[str] = field(default_factory=Counter)
+    stage_seconds: dict[str, float] = field(default_factory=dict)
     """Workers' wall time."""
-    cpu_seconds: Counter[str] = field(default_factory=Counter)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
     examples: dict[str, dict[str, str]] = field(default_factory=dict)
     """Of each class of fault the first: key, uri, reason."""
 
     def __add__(self, other: "Funnel") -> "Funnel":
-        total = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "examples"}
-        return Funnel(**total, examples=other.examples | self.examples)
+        apart = ("stage_seconds", "cpu_seconds", "examples")
+        return Funnel(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name not in apart},
+            stage_seconds=_sum(self.stage_seconds, other.stage_seconds),
+            cpu_seconds=_sum(self.cpu_seconds, other.cpu_seconds),
+            examples=other.examples | self.examples,
+        )
 
     @property
     def clips_failed(self) -> int:
@@ -69,8 +74,8 @@ def _add_done(funnel: Funnel, kind: str, end: Any) -> None:
     elif kind == "clip":
         funnel.annotated += 1
         funnel.video_seconds += end.get("video_seconds", 0.0)
-        funnel.stage_seconds.update(end.get("wall", {}))
-        funnel.cpu_seconds.update(end.get("cpu", {}))
+        funnel.stage_seconds = _sum(funnel.stage_seconds, end.get("wall", {}))
+        funnel.cpu_seconds = _sum(funnel.cpu_seconds, end.get("cpu", {}))
     else:
         funnel.blocks_committed += 1
         funnel.clips_committed += end["annotated"] + end["screened"] + end["failed"]
@@ -82,3 +87,7 @@ def _add_failed(funnel: Funnel, kind: str, end: Any) -> None:
     funnel.quarantined += end["event"] == "quarantined"
     example = {"key": end["key"], "uri": end.get("uri", ""), "reason": end.get("reason", "")}
     funnel.examples.setdefault(end["class"], example)
+
+
+def _sum(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    return {name: first.get(name, 0.0) + second.get(name, 0.0) for name in [*first, *second]}

@@ -3,6 +3,7 @@
 What is finished is what lies here; the ledger only tells what was tried.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -52,6 +53,13 @@ def empty(folder: str) -> None:
     elif files.exists(folder):
         for uri in list(files.list_files(folder)):
             files.remove(uri)
+
+
+def remove(folder: str) -> None:
+    """Removes the whole spool, if nothing waits in it."""
+    if not files.is_remote(folder):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
 
 
 def sweep(folder: str, committed: set[str]) -> None:
