@@ -30,6 +30,8 @@ _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,
 _NO_INDEX = ("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "obu", "m4v")
 _BACK_OFF_SECONDS = (0.0, 2.0, 8.0, None)
 """How far before the wanted frames a seek aims; None: from the beginning, without a seek."""
+_LATE_STREAM = IndexError
+"""PyAV ends with it where a stream turned up after the header; all packets are out by then."""
 _PACKETS_UNTIL_A_FRAME = 300
 _LOCAL_BUFFER_BYTES = 1 << 15
 
@@ -160,7 +162,7 @@ def window(
     """
     run = index[first : last + 1]
     for back_seconds in _BACK_OFF_SECONDS:
-        with opened(uri) as (container, stream), contextlib.suppress(av.FFmpegError):
+        with opened(uri) as (container, stream), contextlib.suppress(av.FFmpegError, _LATE_STREAM):
             if back_seconds is not None:
                 aim = int(run[0]) - round(back_seconds / (stream.time_base or 1))
                 container.seek(max(int(index[0]), aim), stream=stream)
@@ -261,7 +263,7 @@ class _Packets:
         # without a duration of its own the stream is judged by the container's, which the longest stream sets
         streams = [self._stream] if self._stream.duration else list(self._container.streams)
         key_pts: int | None = None
-        with contextlib.suppress(av.FFmpegError):
+        with contextlib.suppress(av.FFmpegError, _LATE_STREAM):
             for packet in self._container.demux(streams):
                 self._time(packet)
                 if packet.stream_index != self._stream.index:
@@ -311,7 +313,8 @@ def _container(uri: str, stack: contextlib.ExitStack) -> av.container.InputConta
 
 def _until_torn(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
     try:
-        yield from container.demux(stream)
+        with contextlib.suppress(_LATE_STREAM):
+            yield from container.demux(stream)
     except av.FFmpegError as error:
         raise Damaged(_in_words(error)) from None
 
