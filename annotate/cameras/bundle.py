@@ -8,6 +8,7 @@ Unknowns per keyframe are (v, w), applied as R <- e^w R, t <- e^w t + v; then on
 because that is what the update acts on. Pixels are corner-origin.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -108,12 +109,16 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Linear:
-    """Predictions of every edge and their derivatives: columns v_i, w_i, v_j, w_j, ln f, then the node's own d."""
+    """Predictions of every edge and their derivatives: columns v_j, w_j, ln f, then the node's own d.
+
+    What pose i does to a point, pose j can undo: J_i = J_j `turn`, so that i needs no columns of its own.
+    """
 
     residual: Float[Tensor, "E 2 N"]
-    columns: Float[Tensor, "E 13 2 N"]
+    columns: Float[Tensor, "E 7 2 N"]
     depth: Float[Tensor, "E 2 N"]
     in_front: Bool[Tensor, "E N"]
+    turn: Float[Tensor, "E 6 6"]
 
 
 def cross_matrix(v: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
@@ -154,39 +159,46 @@ def predict(problem: Problem, state: State) -> tuple[Float[Tensor, "E 2 N"], Flo
 
 
 def linearize(problem: Problem, state: State) -> Linear:
-    """Residuals and the derivatives of the prediction (see the table in the module's notes: A = (f/z) [1 0 -p1; 0 1 -p2])."""
+    """Residuals, and the derivatives of the prediction: with A = (f/z) [1 0 -p1; 0 1 -p2], those of Y times A.
+
+    dY is d v_j + w_j x Y for pose j, t_ij for d, and -R_ij (x1, x2, 0) for ln f, which scales f p besides.
+    """
     residual, y = predict(problem, state)
     rotation, translation = relative(state, problem.edges)
     focal = state.log_focal.exp()
     x = rays(problem.nodes, problem.center, focal)
-    d = state.inverse_depth[problem.edges[:, 0]][:, None]
+    d = state.inverse_depth[problem.edges[:, 0]]
     z = y[:, 2].clamp(min=NEAR)
-    p1, p2 = y[:, 0] / z, y[:, 1] / z
-    scale = focal / z
-    a = torch.stack((_row(scale, -scale * p1, 0), _row(scale, -scale * p2, 1)), 1)  # E 2 3 N
-    ar = torch.einsum("eakn,ekl->ealn", a, rotation)
-    zoom = focal * torch.stack((p1, p2), 1) - (ar[:, :, :2] * x[:2]).sum(2)
-    columns = torch.cat((-d[:, :, None] * ar, _cross(ar, x), d[:, :, None] * a, -_cross(a, y), zoom[:, :, None]), 2)
-    # -A R (e_k x x) = A R [x]x e_k and A (e_k x Y) = -A [Y]x e_k
+    p, scale = y[:, :2] / z[:, None], focal / z
+
+    def seen(motion: Float[Tensor, "E 3 N"]) -> Float[Tensor, "E 2 N"]:
+        return scale[:, None] * (motion[:, :2] - p * motion[:, 2:])
+
+    columns = x.new_zeros(len(y), 7, 2, y.shape[2])
+    columns[:, 0, 0] = columns[:, 1, 1] = scale * d
+    columns[:, 2] = -(scale * d)[:, None] * p
+    turned = torch.stack((-y[:, 1], y[:, 0]), 1)  # e_3 x Y
+    columns[:, 3] = scale[:, None] * -p * y[:, 1:2]
+    columns[:, 3, 1] -= scale * y[:, 2]
+    columns[:, 4] = scale[:, None] * p * y[:, :1]
+    columns[:, 4, 0] += scale * y[:, 2]
+    columns[:, 5] = scale[:, None] * turned
+    columns[:, 6] = focal * p - seen(rotation[:, :, :2] @ x[:2])
     return Linear(
         residual=residual,
-        columns=columns.transpose(1, 2),
-        depth=(a * translation[:, None, :, None]).sum(2),
+        columns=columns,
+        depth=seen(translation[:, :, None].expand_as(y)),
         in_front=y[:, 2] >= 0.1,
+        turn=_from_first_pose(rotation, translation),
     )
 
 
-def _row(scale: Tensor, last: Tensor, place: int) -> Float[Tensor, "E 3 N"]:
-    zero = torch.zeros_like(scale)
-    return torch.stack((scale, zero, last) if place == 0 else (zero, scale, last), 1)
-
-
-def _cross(rows: Float[Tensor, "E 2 3 N"], v: Float[Tensor, "*E 3 N"]) -> Float[Tensor, "E 2 3 N"]:
-    """rows [v]x, one row vector at a time: (r [v]x)_k = (r x v)_k."""
-    v = v if v.ndim == 2 else v[:, None]
-    r1, r2, r3 = rows.unbind(2)
-    v1, v2, v3 = v.unbind(-2)
-    return torch.stack((r2 * v3 - r3 * v2, r3 * v1 - r1 * v3, r1 * v2 - r2 * v1), 2)
+def _from_first_pose(rotation: Float[Tensor, "E 3 3"], translation: Float[Tensor, "E 3"]) -> Float[Tensor, "E 6 6"]:
+    """The (v_j, w_j) that moves points as (v_i, w_i) does: w_j = -R w_i, v_j = -R v_i - t x R w_i."""
+    turn = rotation.new_zeros(len(rotation), 6, 6)
+    turn[:, :3, :3] = turn[:, 3:, 3:] = -rotation
+    turn[:, :3, 3:] = -cross_matrix(translation) @ rotation
+    return turn
 
 
 def noise_scale(problem: Problem, state: State, floor: float = 0.15) -> float:
@@ -224,35 +236,37 @@ def normal_equations(problem: Problem, state: State, sigma_px: float) -> Normal:
     linear = linearize(problem, state)
     num_keys, num_nodes = state.inverse_depth.shape
     weight = problem.weight / (1 + linear.residual.square().sum(1) / sigma_px**2) / sigma_px**2
-    weight = weight * linear.in_front
+    weight = (weight * linear.in_front)[:, None]
     i, j = problem.edges.T
     size = 6 * num_keys + 1
     six = torch.arange(6)
     where = torch.cat((6 * i[:, None] + six, 6 * j[:, None] + six, i[:, None] * 0 + size - 1), 1)  # E 13
+    both = _both_poses(linear.turn)
 
-    weighted = linear.columns * weight[:, None, None]
-    flat = linear.columns.flatten(2)
-    blocks = weighted.flatten(2) @ flat.transpose(1, 2)
-    camera = flat.new_zeros(size * size).index_add_(
-        0, (where[:, :, None] * size + where[:, None, :]).flatten(), blocks.flatten()
-    )
-    gradient = flat.new_zeros(size).index_add_(
-        0, where.flatten(), (weighted.flatten(2) @ linear.residual.flatten(1)[..., None]).flatten()
-    )
-    mixed = flat.new_zeros(size * num_keys, num_nodes).index_add_(
-        0, (where * num_keys + i[:, None]).flatten(), (weighted * linear.depth[:, None]).sum(2).flatten(0, 1)
-    )
-    depth = flat.new_zeros(num_keys, num_nodes).index_add_(0, i, weight * linear.depth.square().sum(1))
-    depth_gradient = flat.new_zeros(num_keys, num_nodes).index_add_(
-        0, i, weight * (linear.depth * linear.residual).sum(1)
-    )
+    weighted = (linear.columns * weight[:, None]).flatten(2)
+    blocks = both.mT @ (weighted @ linear.columns.flatten(2).mT) @ both
+    right = both.mT @ (weighted @ linear.residual.flatten(1)[..., None])
+    of_depth = both.mT @ (weighted.view_as(linear.columns) * linear.depth[:, None]).sum(2)
+    new = linear.residual.new_zeros
+    at = where[:, :, None] * size + where[:, None, :]
     return Normal(
-        camera=camera.view(size, size),
-        mixed=mixed.view(size, num_keys, num_nodes),
-        depth=depth,
-        gradient=gradient,
-        depth_gradient=depth_gradient,
+        camera=new(size * size).index_add_(0, at.flatten(), blocks.flatten()).view(size, size),
+        mixed=new(size * num_keys, num_nodes)
+        .index_add_(0, (where * num_keys + i[:, None]).flatten(), of_depth.flatten(0, 1))
+        .view(size, num_keys, num_nodes),
+        depth=new(num_keys, num_nodes).index_add_(0, i, (weight * linear.depth.square()).sum(1)),
+        gradient=new(size).index_add_(0, where.flatten(), right.flatten()),
+        depth_gradient=new(num_keys, num_nodes).index_add_(0, i, (weight * linear.depth * linear.residual).sum(1)),
     )
+
+
+def _both_poses(turn: Float[Tensor, "E 6 6"]) -> Float[Tensor, "E 7 13"]:
+    """Columns v_i, w_i, v_j, w_j, ln f in terms of v_j, w_j, ln f."""
+    both = turn.new_zeros(len(turn), 7, 13)
+    both[:, :6, :6] = turn
+    both[:, torch.arange(6), torch.arange(6, 12)] = 1
+    both[:, 6, 12] = 1
+    return both
 
 
 def solve_step(
@@ -302,8 +316,16 @@ def solve(problem: Problem, state: State, how: Solve) -> tuple[State, Fit]:
         last = now
     if how.sigma_px is None:
         sigma = noise_scale(problem, state, how.min_sigma_px)
-    std = float(torch.linalg.pinv(system)[-1, -1].clamp(min=0).sqrt()) if how.focal and system is not None else 0.0
+    std = _last_std(system) if how.focal and system is not None else 0.0
     return state, Fit(sigma_px=sigma, cost=cost(problem, state, sigma), focal_std=std)
+
+
+def _last_std(system: Float[Tensor, "F F"]) -> float:
+    """Standard deviation of the last unknown; infinite where the system does not hold it."""
+    last = torch.zeros_like(system[0])
+    last[-1] = 1
+    variance = float(torch.linalg.solve_ex(system, last)[0][-1])
+    return math.sqrt(variance) if 0 <= variance < math.inf else math.inf
 
 
 def _free_columns(num_keys: int, how: Solve) -> Int[Tensor, " F"]:

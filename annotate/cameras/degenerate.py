@@ -9,7 +9,7 @@ from torch import Tensor
 from annotate.cameras import bundle
 from annotate.cameras.bundle import Problem, State
 
-UNUSABLE = frozenset({"static_camera", "rotation_only", "poor_fit", "dynamic_dominated", "flow_unreliable"})
+UNUSABLE = frozenset({"static_camera", "rotation_only", "poor_fit", "flow_unreliable"})
 """Flags with which no depth can be had from these cameras."""
 
 
@@ -108,7 +108,7 @@ def fit_flags(e: Evidence) -> list[str]:
     """Why the poses themselves are in doubt."""
     tests = (
         ("poor_fit", e.sigma_px > max(0.3, 3 * e.cycle_px)),
-        ("dynamic_dominated", e.agreeing < 0.5),
+        ("dynamic_dominated", e.agreeing < 0.65),
         ("flow_unreliable", e.confident < 0.35),
     )
     return [flag for flag, fires in tests if fires]

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from annotate.cameras.bundle import Problem
+from annotate.cameras import bundle
+from annotate.cameras.bundle import Problem, State
 
 THRESHOLD_PX = 0.6
 
@@ -24,17 +25,38 @@ def vote(problem: Problem, num_keyframes: int) -> tuple[Float[Tensor, "E N"], Fl
         fundamental = _fundamental(problem.nodes, problem.target[e], problem.weight[e])
         if fundamental is not None:
             agreement[e], voted[e] = _agreement(problem.nodes, problem.target[e], fundamental), True
-    i = problem.edges[voted, 0]
-    weight = problem.weight[voted]
+    return agreement, tally(problem.only(voted), agreement[voted], num_keyframes)
+
+
+def tally(problem: Problem, agreement: Float[Tensor, "E N"], num_keyframes: int) -> Float[Tensor, "K N"]:
+    """How static each node is, 0..1, from the agreement of its edges.
+
+    The geometric mean over edges, because one edge that disagrees says more than many short ones that do not; then the mean of its
+    neighbors, squared, because things are larger than nodes. Against the plain mean, movers kept half the weight.
+    """
+    i, weight = problem.edges[:, 0], problem.weight
     zeros = weight.new_zeros(num_keyframes, len(problem.nodes))
-    votes, total = zeros.index_add(0, i, weight * agreement[voted]), zeros.index_add(0, i, weight)
-    return agreement, torch.where(total > 0, votes / total.clamp(min=1e-12), 1.0)
+    total = zeros.index_add(0, i, weight)
+    votes = zeros.index_add(0, i, weight * agreement.clamp(min=0.02).log())
+    static = torch.where(total > 0, votes / total.clamp(min=1e-12), 0.0).exp()
+    return bundle.neighbor_mean(static, problem.grid) ** 2
 
 
-def weighted_by_vote(problem: Problem, agreement: Float[Tensor, "E N"], static: Float[Tensor, "K N"]) -> Problem:
+def by_residual(problem: Problem, state: State, sigma_px: float) -> Float[Tensor, "K N"]:
+    """The same from a solution's own residuals: what it does not explain."""
+    size = bundle.predict(problem, state)[0].norm(dim=1)
+    return tally(problem, falloff(size, max(0.4, 2 * sigma_px)), len(state.rotation))
+
+
+def weighted(problem: Problem, static: Float[Tensor, "K N"], agreement: Float[Tensor, "E N"] | None = None) -> Problem:
     """The problem with less weight on what does not move with the rest; never 0, because the vote may be wrong."""
-    weight = problem.weight * agreement.clamp(min=0.02) * static[problem.edges[:, 0]].clamp(0.02, 1)
-    return replace(problem, weight=weight)
+    weight = problem.weight * static[problem.edges[:, 0]].clamp(0.005, 1)
+    return replace(problem, weight=weight if agreement is None else weight * agreement.clamp(min=0.02))
+
+
+def falloff(error: Tensor, width: float) -> Tensor:
+    """1 / (1 + (error / width)²)²."""
+    return 1 / (1 + (error / width) ** 2) ** 2
 
 
 def _fundamental(
@@ -54,10 +76,10 @@ def _fundamental(
 def _agreement(
     nodes: Float[Tensor, "N 2"], target: Float[Tensor, "N 2"], fundamental: Float[Tensor, "3 3"]
 ) -> Float[Tensor, " N"]:
-    """1 / (1 + (q / 0.6)²)², q the Sampson distance in pixels."""
+    """By the Sampson distance in pixels."""
     one = torch.ones_like(nodes[:, :1])
     here, there = torch.cat((nodes, one), 1), torch.cat((target, one), 1)
     line_there, line_here = here @ fundamental.T, there @ fundamental
     slope = line_there[:, :2].square().sum(1) + line_here[:, :2].square().sum(1)
     q = (there * line_there).sum(1).abs() / slope.clamp(min=1e-24).sqrt()
-    return 1 / (1 + (q / THRESHOLD_PX) ** 2) ** 2
+    return falloff(q, THRESHOLD_PX)

@@ -1,13 +1,13 @@
 """The schedule of `flow_ba`: from flows to poses, focal length and flags. Everything is in pixels at working size."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from annotate.cameras import bundle, degenerate, epipolar, focal, keyframes, start
@@ -19,8 +19,8 @@ COARSE, FINE = 20, 40
 """Nodes along the long side."""
 PRIOR = 0.9
 """Focal length in long sides when nothing is known: 58 degrees."""
-STARTS = (0.95, 1.6, 0.6)
-"""Focal lengths to start from, in long sides."""
+STARTS = (0.95, 1.35, 0.7)
+"""Focal lengths to start from, in long sides; so that none of them is what makes it work."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,61 +41,52 @@ class Views:
 
     pairs: PairFlows
     keys: list[int]
-    edges: np.ndarray
+    edges: Int64[np.ndarray, "E 2"]
     raw: Problem
     voted: Problem
-    static: Float[Tensor, "K N"]
+
+    @property
+    def long_side(self) -> int:
+        """Pixels."""
+        return max(self.pairs.size)
+
+    @property
+    def focal_prior(self) -> tuple[float, float]:
+        """Of ln f, for the full model: wide, and enough to stop a collapse."""
+        return math.log(self.long_side), 0.6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Solved:
-    """A state, how well it fits, and what the cost says of its focal length."""
+    """A solution, what of the picture it takes for static, and how well it fits."""
 
     state: State
     fit: Fit
+    static: Float[Tensor, "K N"]
+    area: float
+    """Share of the flow's weight that it explains."""
     profile: focal.Profile | None = None
 
 
 def estimate(pairs: PairFlows, known_focal: float | None = None) -> Estimate:
     """Cameras of a clip from flow between its frames; `known_focal` in working pixels."""
-    long_side, num_frames = max(pairs.size), len(pairs.rgb)
-    prior = known_focal or PRIOR * long_side
-    if num_frames == 1:
-        return _still(num_frames, prior, known_focal, {})
+    prior = known_focal or PRIOR * max(pairs.size)
+    if len(pairs.rgb) == 1:
+        return _still(1, prior, known_focal, {})
     views = look(pairs)
-    far = views.raw.only(degenerate.far(views.raw))
-    flow_px = degenerate.median_flow(far)
+    flow_px = degenerate.median_flow(views.raw.only(degenerate.far(views.raw)))
     if degenerate.is_static(flow_px):
-        return _still(num_frames, prior, known_focal, {"flow_px": flow_px})
-    turning, turning_fit = start.rotation_model(
-        views.raw, len(views.keys), known_focal or STARTS[0] * long_side, known_focal is None
-    )
+        return _still(len(pairs.rgb), prior, known_focal, {"flow_px": flow_px})
+    turned, turned_fit = _turning_camera(views, known_focal)
     best = coarse(views, known_focal)
-    evidence = weigh(views, turning, best.state, best.fit)
-    motion = degenerate.motion_flag(evidence)
-    if motion == "rotation_only":
-        return _turning(views, turning, turning_fit, known_focal, evidence)
-    weak = False
-    solved = refine(views, best, known_focal is None)
-    if known_focal is None:
-        assert best.profile is not None
-        weak = focal.is_weak(solved.state, views.voted, solved.fit, best.profile)
-        if weak:
-            best = coarse(views, prior)
-            solved = refine(views, best, False)
-    evidence = weigh(views, turning, solved.state, solved.fit)
-    motion = degenerate.motion_flag(evidence)
-    flags = ([motion] if motion else []) + ["focal_weak"] * weak + degenerate.fit_flags(evidence)
-    poses = infill(views, solved.state)
-    source = "given" if known_focal else "prior" if weak else "self_calibrated"
-    return Estimate(
-        world_from_cam=poses,
-        focal_px=solved.state.focal,
-        focal_source=source,
-        focal_rel_ci=None if known_focal or best.profile is None else best.profile.rel_ci,
-        flags=tuple(flags),
-        evidence=asdict(evidence) | {"keyframes": len(views.keys)},
-    )
+    evidence = weigh(views, turned, best.state, best.fit)
+    if degenerate.motion_flag(evidence) == "rotation_only":
+        return _turning(views, turned, turned_fit, known_focal, evidence)
+    solved, weak = refine(views, best, known_focal is None), False
+    if known_focal is None and focal.is_weak(solved.state, views.raw, solved.fit, best.profile):
+        weak = True
+        solved = refine(views, replace(coarse(views, prior), profile=best.profile), False)
+    return _moving(views, turned, solved, known_focal, weak)
 
 
 def look(pairs: PairFlows) -> Views:
@@ -104,42 +95,54 @@ def look(pairs: PairFlows) -> Views:
     edges = np.concatenate((keyframes.temporal_edges(pairs, keys), keyframes.loop_edges(pairs, keys)))
     raw = keyframes.make_problem(pairs, keys, edges, COARSE)
     agreement, static = epipolar.vote(raw, len(keys))
-    voted = epipolar.weighted_by_vote(raw, agreement, static)
-    return Views(pairs=pairs, keys=keys, edges=edges, raw=raw, voted=voted, static=static)
+    return Views(pairs=pairs, keys=keys, edges=edges, raw=raw, voted=epipolar.weighted(raw, static, agreement))
 
 
 def coarse(views: Views, known_focal: float | None) -> Solved:
-    """The best of several starts on the coarse grid, and its focal profile."""
-    long_side = max(views.pairs.size)
+    """The start that explains the largest area, solved to the end on the coarse grid, and its focal profile."""
+    candidates = [_solved(views, *found) for found in _starts(views, known_focal)]
+    best = max(candidates, key=lambda solved: solved.area)
+    problem = epipolar.weighted(views.raw, best.static)
+    how = Solve(iterations=15, tolerance=1e-5)
+    if known_focal is None:
+        how = replace(how, focal=True, focal_prior=views.focal_prior)
+    best = _solved(views, *bundle.solve(problem, best.state, how))
     if known_focal is not None:
-        return _from_start(views, known_focal, False, 0.15)
-    best = _from_start(views, STARTS[0] * long_side, True, 0.15)
-    if best.fit.sigma_px > 0.35 or not 0.45 <= best.state.focal / long_side <= 2.2:
-        others = [_from_start(views, ratio * long_side, True, 0.05) for ratio in STARTS[1:]]
-        best = min([best, *others], key=lambda solved: solved.fit.sigma_px)
-    return replace(best, profile=focal.profile(views.voted, best.state, best.fit))
+        return best
+    return replace(best, profile=focal.profile(epipolar.weighted(views.raw, best.static), best.state, best.fit))
 
 
-def _from_start(views: Views, focal_px: float, free_focal: bool, min_sigma_px: float) -> Solved:
-    count = len(views.keys)
-    state = start.incremental(views.voted, count, focal_px, views.raw, min_sigma_px)
-    how = Solve(iterations=8, min_sigma_px=min_sigma_px)
-    state, fit = bundle.solve(views.voted, state, how)
-    if free_focal:
-        prior = (math.log(max(views.pairs.size)), 0.6)
-        how = replace(how, iterations=15, focal=True, focal_prior=prior, tolerance=1e-5)
-        state, fit = bundle.solve(views.voted, state, how)
-    return Solved(state=state, fit=fit)
+def _starts(views: Views, known_focal: float | None) -> Iterator[tuple[State, Fit]]:
+    """Several focal lengths before a plane, and one with depth by parallax."""
+    ratios = STARTS if known_focal is None else (known_focal / views.long_side,)
+    for place, ratio in enumerate(ratios):
+        turned, _ = start.turning(views.raw, len(views.keys), ratio * views.long_side)
+        yield _first_solution(views, start.before_a_plane(views.raw, turned), known_focal is None)
+        if place == 0:
+            yield _first_solution(views, start.by_parallax(views.raw, turned), known_focal is None)
+
+
+def _first_solution(views: Views, state: State, free_focal: bool) -> tuple[State, Fit]:
+    state, fit = bundle.solve(views.voted, state, Solve(iterations=25, damping=1e-5))
+    if not free_focal:
+        return state, fit
+    return bundle.solve(views.voted, state, Solve(iterations=8, focal=True, focal_prior=views.focal_prior))
+
+
+def _solved(views: Views, state: State, fit: Fit) -> Solved:
+    static = epipolar.by_residual(views.raw, state, fit.sigma_px)
+    weight = views.raw.weight
+    area = float((weight * static[views.raw.edges[:, 0]]).sum() / weight.sum().clamp(min=1e-9))
+    return Solved(state=state, fit=fit, static=static, area=area)
 
 
 def refine(views: Views, best: Solved, free_focal: bool) -> Solved:
     """Twice the nodes each way, a few iterations."""
     raw = keyframes.make_problem(views.pairs, views.keys, views.edges, FINE)
-    static = enlarged(views.static, views.raw.grid, raw.grid)
-    fine = replace(raw, weight=raw.weight * static[raw.edges[:, 0]].clamp(0.02, 1))
+    static = enlarged(best.static, views.raw.grid, raw.grid)
     state = replace(best.state, inverse_depth=enlarged(best.state.inverse_depth, views.raw.grid, raw.grid))
-    prior = (math.log(max(views.pairs.size)), 0.6) if free_focal else None
-    state, fit = bundle.solve(fine, state, Solve(iterations=6, focal=free_focal, focal_prior=prior))
+    how = Solve(iterations=6, focal=free_focal, focal_prior=views.focal_prior if free_focal else None)
+    state, fit = bundle.solve(epipolar.weighted(raw, static), state, how)
     return replace(best, state=state, fit=fit)
 
 
@@ -173,27 +176,22 @@ def _grid(views: Views, state: State) -> tuple[int, int]:
     return coarse_grid if nodes == math.prod(coarse_grid) else keyframes.node_grid(views.pairs.size, FINE)[0]
 
 
-def infill(views: Views, state: State, rotation_only: bool = False) -> Float64[np.ndarray, "T 4 4"]:
+def infill(
+    views: Views, state: State, static: Float[Tensor, "K N"], rotation_only: bool = False
+) -> Float64[np.ndarray, "T 4 4"]:
     """Poses of all frames: those between keyframes against the four keyframes around them. World: the first camera."""
     keys, num_frames = views.keys, len(views.pairs.rgb)
     between = [t for t in range(num_frames) if t not in set(keys)]
     everyone = _with_between(state, keys, between)
     if between:
         grid_nodes = FINE if state.inverse_depth.shape[1] > len(views.raw.nodes) else COARSE
-        edges = np.array([(k, len(keys) + b) for b, t in enumerate(between) for k in _around(keys, t)])
+        edges = np.array([(k, len(keys) + b) for b, t in enumerate(between) for k in keyframes.around(keys, t)])
         problem = keyframes.make_problem(views.pairs, [*keys, *between], edges, grid_nodes)
-        static = enlarged(views.static, views.raw.grid, problem.grid)
-        problem = replace(problem, weight=problem.weight * static[problem.edges[:, 0]].clamp(0.02, 1))
+        problem = epipolar.weighted(problem, enlarged(static, views.raw.grid, problem.grid))
         wanted = torch.arange(len(keys) + len(between)) >= len(keys)
         everyone = start.resect(problem, everyone, wanted, range(len(keys)), 6, rotation_only)
     order = np.argsort([*keys, *between])
     return world_from_cam(everyone.cam_from_world().numpy()[order])
-
-
-def _around(keys: list[int], t: int) -> list[int]:
-    """Places of the two keyframes before t and the two after."""
-    after = int(np.searchsorted(keys, t))
-    return [k for k in range(after - 2, after + 2) if 0 <= k < len(keys)]
 
 
 def _with_between(state: State, keys: list[int], between: list[int]) -> State:
@@ -236,6 +234,29 @@ def world_from_cam(cam_from_world: Float64[np.ndarray, "T 4 4"]) -> Float64[np.n
     return out
 
 
+def _turning_camera(views: Views, known_focal: float | None) -> tuple[State, Fit]:
+    """The rotation model with the best focal length it can have."""
+    if known_focal is not None:
+        return start.turning(views.raw, len(views.keys), known_focal)
+    prior = (math.log(views.long_side), 0.5)
+    return start.turning(views.raw, len(views.keys), STARTS[0] * views.long_side, prior)
+
+
+def _moving(views: Views, turned: State, solved: Solved, known: float | None, weak: bool) -> Estimate:
+    """The full model's answer, and every flag that applies."""
+    evidence = weigh(views, turned, solved.state, solved.fit)
+    motion = degenerate.motion_flag(evidence)
+    flags = ([motion] if motion else []) + ["focal_weak"] * weak + degenerate.fit_flags(evidence)
+    return Estimate(
+        world_from_cam=infill(views, solved.state, solved.static),
+        focal_px=solved.state.focal,
+        focal_source="given" if known else "prior" if weak else "self_calibrated",
+        focal_rel_ci=solved.profile.rel_ci if known is None and solved.profile else None,
+        flags=tuple(flags),
+        evidence=asdict(evidence) | {"keyframes": len(views.keys), "area": solved.area},
+    )
+
+
 def _still(num_frames: int, focal_px: float, known: float | None, evidence: Mapping[str, float]) -> Estimate:
     return Estimate(
         world_from_cam=np.tile(np.eye(4), (num_frames, 1, 1)),
@@ -251,7 +272,8 @@ def _turning(views: Views, state: State, fit: Fit, known: float | None, evidence
     """Rotations and focal length of the rotation model. Its own curve, not the full model's, tells how sure f is."""
     spread = focal.CORRELATED * fit.focal_std
     weak = known is None and (spread > 0.1 or not 0.5 <= state.focal / max(views.pairs.size) <= 2)
-    poses = infill(views, state, rotation_only=True)
+    static = epipolar.by_residual(views.raw, state, fit.sigma_px)
+    poses = infill(views, state, static, rotation_only=True)
     poses[:, :3, 3] = 0
     return Estimate(
         world_from_cam=poses,

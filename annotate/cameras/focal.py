@@ -49,8 +49,9 @@ def _pushed(state: State, step: float) -> State:
     return replace(state, log_focal=state.log_focal + step, translation=translation)
 
 
-def is_weak(state: State, problem: Problem, fine: Fit, bent: Profile) -> bool:
+def is_weak(state: State, problem: Problem, fine: Fit, bent: Profile | None) -> bool:
     """Outside 0.5 to 2 long sides (generated video collapsed to 14 degrees with no other alarm), or not held by the cost."""
     ratio = state.focal / max(problem.size)
     spread = CORRELATED * fine.focal_std
-    return not 0.5 <= ratio <= 2 or spread > 0.1 or bent.lift < 0.002 or bent.rel_ci > 0.2
+    flat = bent is not None and (bent.lift < 0.002 or bent.rel_ci > 0.1)
+    return not 0.5 <= ratio <= 2 or spread > 0.1 or flat

@@ -37,7 +37,7 @@ def choose(pairs: PairFlows) -> list[int]:
     while t < num_frames:
         flow, confidence, _ = pairs.at_nodes(np.array([[keys[-1], t]]), nodes)
         moved = flow[0].norm(dim=-1)[confidence[0] > 0.5] / long_side
-        near = len(moved) >= 0.55 * len(nodes) and moved.median() <= 0.025 and moved.quantile(0.8) <= 0.04
+        near = len(moved) >= 0.55 * len(nodes) and moved.median() <= 0.04 and moved.quantile(0.8) <= 0.1
         if near or t == keys[-1] + 1:
             t += 1
         if not near:
@@ -49,6 +49,16 @@ def choose(pairs: PairFlows) -> list[int]:
     if not FEWEST <= len(keys) <= MOST:
         keys = _evenly(keys if len(keys) > MOST else list(range(num_frames)), MOST if len(keys) > MOST else FEWEST)
     return keys
+
+
+def around(keys: list[int], t: int) -> list[int]:
+    """Places of the keyframes a frame is compared with: the four nearest, for a keyframe the six it has edges to."""
+    after = int(np.searchsorted(keys, t))
+    is_key = after < len(keys) and keys[after] == t
+    before, width = after - (3 if is_key else 2), 7 if is_key else 4
+    first = min(max(before, 0), max(len(keys) - width, 0))
+    reach = range(max(first, after - 3) if is_key else first, min(first + width, len(keys)))
+    return [k for k in reach if keys[k] != t and (not is_key or abs(k - after) <= 3)]
 
 
 def _evenly(values: list[int], count: int) -> list[int]:

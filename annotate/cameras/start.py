@@ -1,4 +1,4 @@
-"""From nothing to a first estimate: pure rotation; keyframe after keyframe; and the frames between keyframes."""
+"""From nothing to a first estimate: pure rotation, then depth on top of it; and poses alone, for frames between keyframes."""
 
 from dataclasses import replace
 
@@ -8,94 +8,34 @@ from torch import Tensor
 
 from annotate.cameras import bundle
 from annotate.cameras.bundle import Fit, Problem, Solve, State
-from shared import warp
-
-FIRST = 5
-"""Keyframes solved together before the others join one by one."""
-WINDOW = 7
 
 
-def rotation_model(problem: Problem, num_keyframes: int, focal: float, free_focal: bool) -> tuple[State, Fit]:
-    """The best turning camera: no translation, everything at infinity."""
+def turning(
+    problem: Problem, num_keyframes: int, focal: float, prior: tuple[float, float] | None = None
+) -> tuple[State, Fit]:
+    """The rotation model: no translation, everything at infinity. With a prior of ln f, f is free in the end."""
     state = State.start(num_keyframes, len(problem.nodes), focal, inverse_depth=0.0)
     how = Solve(iterations=12, translations=False, depths=False, damping=1e-5)
     state, fit = bundle.solve(problem, state, how)
-    if not free_focal:
+    if prior is None:
         return state, fit
-    prior = (float(torch.tensor(float(max(problem.size))).log()), 0.5)
     return bundle.solve(problem, state, replace(how, iterations=10, focal=True, focal_prior=prior))
 
 
-def incremental(problem: Problem, num_keyframes: int, focal: float, carried: Problem, min_sigma_px: float) -> State:
-    """Keyframe after keyframe from identity poses before a plane. `carried` holds the unweighted edges k -> k - 1."""
-    state = State.start(num_keyframes, len(problem.nodes), focal)
-    how = Solve(iterations=25, damping=1e-5, min_sigma_px=min_sigma_px)
-    state = solve_window(problem, state, 0, min(FIRST, num_keyframes), how)
-    for k in range(FIRST, num_keyframes):
-        state = _guess(state, k)
-        state = resect(problem, state, torch.arange(num_keyframes) == k, range(k - 3, k), iterations=10)
-        state = _carry_depth(carried, state, k)
-        state = solve_window(problem, state, max(k - WINDOW + 1, 0), k + 1, replace(how, iterations=6))
-    return state
+def before_a_plane(problem: Problem, turned: State) -> State:
+    """The rotation model's turns, all nodes at one depth. From identity poses instead, long lenses and fast pans fail."""
+    return replace(turned, inverse_depth=torch.ones_like(turned.inverse_depth))
 
 
-def solve_window(problem: Problem, state: State, first: int, end: int, how: Solve) -> State:
-    """Only keyframes first..end-1, the others untouched. Later windows keep their first two poses instead of the scale."""
-    inside = ((problem.edges >= first) & (problem.edges < end)).all(1)
-    part = problem.only(inside)
-    part = replace(part, edges=part.edges - first)
-    small = _slice(state, first, end)
-    if first:
-        how = replace(how, free=torch.arange(end - first) > 1, rescale=False)
-    small, _ = bundle.solve(part, small, how)
-    return _put(state, small, first, end)
-
-
-def _slice(state: State, first: int, end: int) -> State:
-    return replace(
-        state,
-        rotation=state.rotation[first:end],
-        translation=state.translation[first:end],
-        inverse_depth=state.inverse_depth[first:end],
-    )
-
-
-def _put(state: State, small: State, first: int, end: int) -> State:
-    rotation, translation, d = state.rotation.clone(), state.translation.clone(), state.inverse_depth.clone()
-    rotation[first:end], translation[first:end], d[first:end] = (
-        small.rotation,
-        small.translation,
-        small.inverse_depth,
-    )
-    return replace(state, rotation=rotation, translation=translation, inverse_depth=d, log_focal=small.log_focal)
-
-
-def _guess(state: State, k: int) -> State:
-    """Constant velocity: the last motion once more."""
-    rotation, translation = state.rotation.clone(), state.translation.clone()
-    turn = rotation[k - 1] @ rotation[k - 2].T
-    rotation[k] = turn @ rotation[k - 1]
-    translation[k] = turn @ (translation[k - 1] - translation[k - 2]) + translation[k - 1]
-    return replace(state, rotation=rotation, translation=translation)
-
-
-def _carry_depth(carried: Problem, state: State, k: int) -> State:
-    """Start depth of keyframe k: what keyframe k - 1 has where the flow leads; the median where flow is doubtful."""
-    here = (carried.edges[:, 0] == k).nonzero()[0, 0]
-    grid, (height, width) = carried.grid, carried.size
-    cell = carried.nodes.new_tensor((grid[1] / width, grid[0] / height))
-    target = carried.target[here]
-    previous = state.inverse_depth[k - 1].view(1, *grid, 1)
-    d = warp.sample(previous, (target * cell)[None])[0, :, 0]
-    rotation, translation = bundle.relative(state, torch.tensor([[k - 1, k]]))
-    x = bundle.rays(target, carried.center, state.log_focal.exp())
-    z = (rotation[0] @ x + translation[0][:, None] * d)[2]
-    confident = carried.weight[here] > 0.3
-    d = d / z.clamp(min=0.1)
-    middle = d[confident].median() if confident.any() else d.new_tensor(1.0)
-    inverse_depth = state.inverse_depth.clone()
-    inverse_depth[k] = torch.where(confident, d, middle).clamp(1e-3, 8)
-    return replace(state, inverse_depth=inverse_depth)
+def by_parallax(problem: Problem, turned: State) -> State:
+    """The same, nodes the nearer the less a mere turn explains them: right where something near keeps pace with the camera."""
+    size = bundle.predict(problem, turned)[0].norm(dim=1)
+    middle = torch.where(problem.weight > 0.3, size, torch.nan).nanmedian(dim=1, keepdim=True).values
+    ratio = (size / middle.nan_to_num(1.0).clamp(min=0.1)).clamp(max=4)
+    i, zeros = problem.edges[:, 0], torch.zeros_like(turned.inverse_depth)
+    total = zeros.index_add(0, i, problem.weight).clamp(min=1e-9)
+    d = bundle.neighbor_mean(zeros.index_add(0, i, problem.weight * ratio) / total, problem.grid).clamp(0.1, 4)
+    return replace(turned, inverse_depth=d / d.median())
 
 
 def resect(
@@ -125,7 +65,7 @@ def _resect_once(
     size = linear.residual.square().sum(1)
     sigma = _noise_of_each(size.sqrt(), part.weight, row, len(where))
     weight = part.weight * linear.in_front / (1 + size / sigma[row][:, None] ** 2)
-    columns = linear.columns[:, 9:12] if rotation_only else linear.columns[:, 6:12]
+    columns = linear.columns[:, 3:6] if rotation_only else linear.columns[:, :6]
     weighted = (columns * weight[:, None, None]).flatten(2)
     count = columns.shape[1]
     normal = weighted.new_zeros(len(where), count, count).index_add(0, row, weighted @ columns.flatten(2).mT)

@@ -14,6 +14,8 @@ from shared.clip import Cameras
 
 BLOCK_PX = 2
 """One node for this many pixels each way, at their center."""
+FAR = 0.1
+"""Of the inverse depth of what is near."""
 STEPS, SHARP_FROM = 7, 4
 """Gauss-Newton steps, and the first one with the narrower robust kernel."""
 
@@ -36,7 +38,7 @@ class Rig:
     pairs: PairFlows
     world_from_cam: Float[Tensor, "T 4 4"]
     intrinsics: Float[Tensor, "T 4"]
-    gap: int
+    keys: list[int]
     unit: float
     """What depths are divided by: their median."""
 
@@ -51,6 +53,8 @@ class Views:
     target: Float[Tensor, "J 2 N"]
     """Relative to the principal point."""
     weight: Float[Tensor, "J N"]
+    in_view: Bool[Tensor, "J N"]
+    """The target is on the image."""
     displacement: Float[Tensor, " N"]
     """Median length of the flow."""
 
@@ -63,40 +67,25 @@ class Nodes:
     score: Float[Tensor, " N"]
     """Root mean square residual over the neighbors, pixels, each clipped at 10."""
     seen: Bool[Tensor, " N"]
+    hidden: Float[Tensor, " N"]
+    """Share of the neighbors that should see the node, and do not."""
     sigma_px: float
     curvature: Float[Tensor, " N"]
     """Σ w |∂p/∂d|²: the inverse variance of d per unit of noise."""
     displacement: Float[Tensor, " N"]
 
 
-def rig_of(pairs: PairFlows, cameras: Cameras, shape: tuple[int, int, int], gap: int | None = None) -> Rig:
+def rig_of(pairs: PairFlows, cameras: Cameras, shape: tuple[int, int, int]) -> Rig:
     """The clip's cameras at the size the flows have."""
     scale = np.array([pairs.size[1] / shape[2], pairs.size[0] / shape[1]])
     rig = Rig(
         pairs=pairs,
         world_from_cam=torch.from_numpy(cameras.world_from_cam),
         intrinsics=torch.from_numpy(cameras.intrinsics * np.tile(scale, 2)).float(),
-        gap=gap or gap_of(pairs),
+        keys=keyframes.choose(pairs),
         unit=1.0,
     )
     return replace(rig, unit=median_depth(rig))
-
-
-def gap_of(pairs: PairFlows) -> int:
-    """Frames between neighbors worth comparing: the median distance of keyframes."""
-    if len(pairs.rgb) < 2:
-        return 1
-    return max(1, round(float(np.median(np.diff(keyframes.choose(pairs))))))
-
-
-def neighbors(t: int, gap: int, num_frames: int) -> list[int]:
-    """Frames 1, 2 and 3 gaps before and after; near the ends, also 4 gaps and half a gap."""
-    found = [t + step * gap for step in (-3, -2, -1, 1, 2, 3)]
-    found = [j for j in found if 0 <= j < num_frames]
-    if len(found) < 3:
-        more = [t + step for step in (-4 * gap, 4 * gap, -max(1, gap // 2), max(1, gap // 2))]
-        found += [j for j in dict.fromkeys(more) if 0 <= j < num_frames and j not in found]
-    return found
 
 
 def dense(pairs: PairFlows, cameras: Cameras, shape: tuple[int, int, int], max_rel_sigma: float = 0.15) -> Dense:
@@ -135,8 +124,8 @@ def _against_turning(
     pairs: PairFlows, cameras: Cameras, shape: tuple[int, int, int], gap: int | None
 ) -> tuple[Bool[np.ndarray, "T H W"], float]:
     """What moves more than a world at infinity would."""
-    rig = rig_of(pairs, cameras, shape, gap)
-    gap = min(rig.gap, shape[0] - 1)
+    rig = rig_of(pairs, cameras, shape)
+    gap = min(gap or max(1, shape[0] // len(rig.keys)), shape[0] - 1)
     grid, nodes = half_grid(pairs.size)
     dynamic, residuals = np.zeros(shape, bool), []
     for t in range(shape[0]):
@@ -168,19 +157,28 @@ def median_depth(rig: Rig) -> float:
     return 1 / float(np.median(medians)) if medians else 1.0
 
 
+def neighbors(rig: Rig, t: int) -> list[int]:
+    """The keyframes around, for depth, and the next frames, where what moves fast can still be followed."""
+    near = [j for j in (t - 1, t + 1) if 0 <= j < len(rig.pairs.rgb)]
+    return list(dict.fromkeys([*near, *(rig.keys[k] for k in keyframes.around(rig.keys, t))]))
+
+
 def views_of(rig: Rig, t: int, nodes: Float[Tensor, "N 2"], others: list[int] | None = None) -> Views:
     """What the neighbors of frame t say of its nodes."""
-    others = others or neighbors(t, rig.gap, len(rig.pairs.rgb))
+    others = others or neighbors(rig, t)
     flow, confidence, _ = rig.pairs.at_nodes(np.array([(t, j) for j in others], np.int64), nodes)
     other_from_t = (torch.linalg.inv(rig.world_from_cam[others]) @ rig.world_from_cam[t]).float()
     here, there = rig.intrinsics[t], rig.intrinsics[others]
     xy = ((nodes - here[2:]) / here[:2]).T
+    u, v = (nodes + flow).unbind(-1)
+    height, width = rig.pairs.size
     return Views(
         turned=other_from_t[:, :3, :3] @ torch.cat((xy, torch.ones_like(xy[:1]))),
         shift=other_from_t[:, :3, 3:] / rig.unit,
         focal=there[:, :2, None],
         target=(nodes + flow).mT - there[:, 2:, None],
         weight=confidence,
+        in_view=(u > 2) & (u < width - 2) & (v > 2) & (v < height - 2),
         displacement=flow.norm(dim=-1).median(dim=0).values,
     )
 
@@ -226,6 +224,7 @@ def evaluate(views: Views, d: Float[Tensor, " N"], enough: int = 2) -> Nodes:
         inverse_depth=d,
         score=((views.weight * size.square().clamp(max=100)).sum(0) / total).sqrt(),
         seen=(views.weight > 0.3).sum(0) >= enough,
+        hidden=((views.weight < 0.1) & views.in_view).float().mean(0),
         sigma_px=_sigma(size, views.weight),
         curvature=(views.weight * slope.square().sum(1)).sum(0),
         displacement=views.displacement,
@@ -241,7 +240,27 @@ def moving_nodes(found: Nodes, grid: tuple[int, int]) -> Bool[Tensor, " N"]:
     """Where no static point explains the flow."""
     threshold = max(0.6, 3 * found.sigma_px) + 0.02 * found.displacement
     odd = (_median5(found.score, grid) > threshold) | (found.inverse_depth < 1e-3)
-    return _cleaned(found.seen & odd, grid)
+    return _cleaned(found.seen & odd, grid) | keeping_pace(found, grid)
+
+
+def keeping_pace(found: Nodes, grid: tuple[int, int]) -> Bool[Tensor, " N"]:
+    """What flows as if it were far away, and yet hides what is near: a thing that moves along with the camera.
+
+    Far regions whose surroundings vanish behind them; sky and landscape vanish behind their surroundings instead.
+    """
+    d = _median5(found.inverse_depth, grid)
+    near = torch.quantile(d[found.seen], 0.75) if found.seen.any() else d.new_tensor(0.0)
+    far = _cleaned(found.seen & (d < FAR * near), grid).view(grid).numpy().astype(np.uint8)
+    hidden = found.hidden.view(grid).numpy()
+    count, label = cv2.connectedComponents(far)
+    pace = np.zeros(grid, bool)
+    for part in range(1, count):
+        inside = (label == part).astype(np.uint8)
+        outer = (cv2.dilate(inside, _disk(9)) > 0) & (inside == 0)
+        inner = (inside > 0) & (cv2.erode(inside, _disk(9)) == 0)
+        if inside.sum() > 30 and outer.any() and hidden[outer].mean() > 1.5 * hidden[inner].mean() + 0.05:
+            pace |= inside > 0
+    return torch.from_numpy(pace).flatten()
 
 
 def _median5(values: Float[Tensor, " N"], grid: tuple[int, int]) -> Float[Tensor, " N"]:
@@ -251,9 +270,12 @@ def _median5(values: Float[Tensor, " N"], grid: tuple[int, int]) -> Float[Tensor
 def _cleaned(moving: Bool[Tensor, " N"], grid: tuple[int, int]) -> Bool[Tensor, " N"]:
     """Without specks, without holes."""
     image = moving.view(grid).numpy().astype(np.uint8)
-    disk = [cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)) for size in (3, 9)]
-    image = cv2.morphologyEx(cv2.morphologyEx(image, cv2.MORPH_OPEN, disk[0]), cv2.MORPH_CLOSE, disk[1])
+    image = cv2.morphologyEx(cv2.morphologyEx(image, cv2.MORPH_OPEN, _disk(3)), cv2.MORPH_CLOSE, _disk(9))
     return torch.from_numpy(image > 0).flatten()
+
+
+def _disk(size: int) -> np.ndarray:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
 
 
 def valid_nodes(found: Nodes, moving: Bool[Tensor, " N"], max_rel_sigma: float) -> Bool[Tensor, " N"]:

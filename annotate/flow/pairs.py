@@ -7,7 +7,6 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from annotate.annotator import FlowModel, PairFlow
-from shared import warp
 
 
 class PairFlows:
@@ -40,6 +39,10 @@ class PairFlows:
 
     def get(self, pairs: Int64[np.ndarray, "N 2"]) -> Float32[np.ndarray, "N H W 2"]:
         """Flow of each pair, in pixels of `rgb`; (i, i) is not a pair."""
+        fields = self._fields(pairs)
+        return np.stack(fields) if fields else np.zeros((0, *self.size, 2), np.float32)
+
+    def _fields(self, pairs: Int64[np.ndarray, "N 2"]) -> list[Float32[np.ndarray, "H W 2"]]:
         wanted = [(int(i), int(j)) for i, j in pairs]
         missing = [pair for pair in dict.fromkeys(wanted) if pair not in self._known]
         if missing:
@@ -47,9 +50,7 @@ class PairFlows:
             self._known.update(zip(missing, made.flow))
             if made.uncertainty is not None:
                 self._uncertainty.update(zip(missing, made.uncertainty))
-        if not wanted:
-            return np.zeros((0, *self.size, 2), np.float32)
-        return np.stack([self._known[pair] for pair in wanted])
+        return [self._known[pair] for pair in wanted]
 
     def at_most(self, long_side: int) -> "PairFlows":
         """The same clip with its long side reduced to `long_side`; itself if it is no longer."""
@@ -89,4 +90,12 @@ class PairFlows:
         return forward, confidence * inside, error
 
     def _read(self, pairs: Int64[np.ndarray, "E 2"], uv: Float[Tensor, "E N 2"]) -> Float[Tensor, "E N 2"]:
-        return warp.sample(torch.from_numpy(self.get(pairs)).to(uv.device), uv).to(uv.dtype)
+        """Bilinear; outside, the border goes on. Field by field: stacking fields to read a few nodes costs more than all else."""
+        fields = self._fields(pairs)
+        where = (uv - 0.5).float().cpu().numpy()
+        none = np.zeros(0, np.float32)
+        read = [
+            cv2.remap(f, at[None], none, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]
+            for f, at in zip(fields, where)
+        ]
+        return torch.from_numpy(np.stack(read)).to(uv)

@@ -1,0 +1,117 @@
+"""The bundle adjustment's own arithmetic: derivatives against differences, the eliminated step against the full one."""
+
+import pytest
+import torch
+
+from annotate.cameras import bundle, keyframes
+from annotate.cameras.bundle import Problem, Solve, State
+
+EDGES = torch.tensor([(0, 1), (1, 0), (1, 2), (2, 1), (0, 2), (2, 0)])
+
+
+@pytest.fixture
+def state() -> State:
+    torch.manual_seed(0)
+    grid, nodes = keyframes.node_grid((24, 32), 5)
+    return State(
+        rotation=bundle.rotate(0.05 * torch.randn(3, 3, dtype=torch.float64)),
+        translation=0.1 * torch.randn(3, 3, dtype=torch.float64),
+        inverse_depth=0.5 + torch.rand(3, len(nodes), dtype=torch.float64),
+        log_focal=torch.tensor(30.0, dtype=torch.float64).log(),
+    )
+
+
+@pytest.fixture
+def problem(state: State) -> Problem:
+    """What the state would see, and a little noise."""
+    grid, nodes = keyframes.node_grid((24, 32), 5)
+    blank = Problem(
+        nodes=nodes,
+        grid=grid,
+        edges=EDGES,
+        target=torch.zeros(len(EDGES), len(nodes), 2, dtype=torch.float64),
+        weight=0.5 + torch.rand(len(EDGES), len(nodes), dtype=torch.float64),
+        size=(24, 32),
+    )
+    seen = -bundle.predict(blank, state)[0].mT
+    return Problem(**{**vars(blank), "target": seen + 0.1 * torch.randn_like(seen)})
+
+
+def moved(state: State, step: torch.Tensor, depth_step: torch.Tensor) -> State:
+    """The update as the module's head defines it, written out once more."""
+    turn = torch.linalg.matrix_exp(bundle.cross_matrix(step[:-1].view(-1, 6)[:, 3:]))
+    shift = step[:-1].view(-1, 6)[:, :3]
+    return State(
+        rotation=turn @ state.rotation,
+        translation=(turn @ state.translation[..., None])[..., 0] + shift,
+        inverse_depth=state.inverse_depth + depth_step,
+        log_focal=state.log_focal + step[-1],
+    )
+
+
+def jacobian(problem: Problem, state: State) -> torch.Tensor:
+    """Of all residuals by all unknowns (6 K + 1 camera columns, then K N depths), by central differences."""
+    num_keys, num_nodes = state.inverse_depth.shape
+    count = 6 * num_keys + 1 + num_keys * num_nodes
+
+    def residual(unknowns: torch.Tensor) -> torch.Tensor:
+        depth = unknowns[6 * num_keys + 1 :].view(num_keys, num_nodes)
+        return bundle.predict(problem, moved(state, unknowns[: 6 * num_keys + 1], depth))[0].flatten()
+
+    eye = 1e-6 * torch.eye(count, dtype=torch.float64)
+    return torch.stack([(residual(-e) - residual(e)) / 2e-6 for e in eye], 1)
+
+
+def dense_weight(problem: Problem, state: State, sigma: float) -> torch.Tensor:
+    size = bundle.predict(problem, state)[0].square().sum(1)
+    weight = problem.weight / (1 + size / sigma**2) / sigma**2
+    return weight[:, None].expand(-1, 2, -1).flatten()
+
+
+def test_normal_equations_are_those_of_numerical_derivatives(problem: Problem, state: State) -> None:
+    sigma = 0.3
+    normal = bundle.normal_equations(problem, state, sigma)
+    j, w = jacobian(problem, state), dense_weight(problem, state, sigma)
+    full, r = j.T @ (w[:, None] * j), bundle.predict(problem, state)[0].flatten()
+    size = len(normal.gradient)
+    torch.testing.assert_close(normal.camera, full[:size, :size], rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(normal.mixed.flatten(1), full[:size, size:], rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(normal.depth.flatten(), full.diagonal()[size:], rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(normal.gradient, j.T[:size] @ (w * r), rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(normal.depth_gradient.flatten(), j.T[size:] @ (w * r), rtol=1e-6, atol=1e-4)
+
+
+def test_eliminating_depths_gives_the_step_of_the_full_system(problem: Problem, state: State) -> None:
+    normal = bundle.normal_equations(problem, state, 0.3)
+    columns = torch.arange(6, len(normal.gradient))
+    step, depth_step, _ = bundle.solve_step(normal, columns, damping=1e-3)  # else the world's free scale is singular
+    damped = normal.camera + torch.diag(1e-3 * normal.camera.diagonal().clamp(min=1e-3) + 1e-6)
+    full = torch.cat(
+        (
+            torch.cat((damped, normal.mixed.flatten(1)), 1),
+            torch.cat((normal.mixed.flatten(1).T, torch.diag(normal.depth.flatten())), 1),
+        )
+    )[6:, 6:]
+    right = torch.cat((normal.gradient, normal.depth_gradient.flatten()))[6:]
+    expected = torch.linalg.solve(full, right)
+    torch.testing.assert_close(torch.cat((step[6:], depth_step.flatten())), expected, rtol=1e-7, atol=1e-9)
+    assert (step[:6] == 0).all()
+
+
+def test_solving_finds_the_cameras_that_made_the_flow(problem: Problem, state: State) -> None:
+    seen = problem.target + bundle.predict(problem, state)[0].mT * -1
+    exact = Problem(**{**vars(problem), "target": seen})
+    start = moved(state, 0.01 * torch.randn(19, dtype=torch.float64), torch.zeros_like(state.inverse_depth))
+    start = State(**{**vars(start), "rotation": _first(start.rotation, state), "log_focal": state.log_focal + 0.05})
+    start.translation[0] = state.translation[0]
+    how = Solve(iterations=60, focal=True, tolerance=0.0, smoothing=0.0, min_sigma_px=1e-3)
+    found, fit = bundle.solve(exact, start, how)
+    assert abs(float(found.log_focal - state.log_focal)) < 1e-3
+    assert (found.rotation - state.rotation).abs().max() < 1e-3
+    assert fit.sigma_px < 2e-3
+
+
+def _first(rotation: torch.Tensor, state: State) -> torch.Tensor:
+    rotation = rotation.clone()
+    rotation[0] = state.rotation[0]
+    return rotation
