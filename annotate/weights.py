@@ -113,3 +113,16 @@ def check(network: Network, path: Path) -> None:
         empty.load_checkpoint(read_shapes(path))
     except ValueError as error:
         raise ValueError(str(error).replace("the state dict", str(path), 1)) from None
+
+
+def device_of(gpus: float) -> str:
+    """Where an annotator that asks for so many GPUs runs. Raises ValueError if there is none."""
+    import torch
+
+    if gpus <= 0:
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"the annotator asks for {gpus:g} GPUs, this process sees none: set its gpus=0 to run it on the CPU"
+        )
+    return "cuda"

@@ -7,7 +7,7 @@ from jaxtyping import Int64, UInt8
 from pydantic import Field
 
 from annotate.annotator import Annotator, FlowModel, PairFlow
-from annotate.weights import Network, get
+from annotate.weights import Network, device_of, get
 
 if TYPE_CHECKING:
     from annotate.networks.sea_raft import SeaRAFT
@@ -74,7 +74,7 @@ class Loaded:
         self.source = f"sea-raft-{knobs.variant.lower()}"
         self._scale = knobs.scale
         self._video = VideoFlow(
-            net.to("cuda" if knobs.gpus > 0 else "cpu"),
+            net.to(device_of(knobs.gpus)),
             pairs_at_once=knobs.pairs_at_once,
             dtype=getattr(torch, knobs.precision),
             channels_last=knobs.channels_last,
