@@ -16,6 +16,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -26,6 +27,8 @@ ATTEMPTS = 5
 """How often something is tried whose error may pass: a busy server, a lost connection."""
 FIRST_WAIT_SECONDS = 0.2
 """Between the first two attempts, give or take a half; doubled after each."""
+
+_GOOGLE_PATIENCE_SECONDS = 5.0  # of each attempt; its client would try for a quarter of an hour
 
 Uri = str | os.PathLike[str]
 Settings = tuple[str | None, ...]
@@ -92,9 +95,11 @@ def connect(scheme: str, pid: int, found: Settings) -> "FileSystem":
     place = found[0] or ""
     endpoint = urlsplit(place if "://" in place else f"http://{place}")
     if scheme == "gs":
+        patience = timedelta(seconds=_GOOGLE_PATIENCE_SECONDS)
         if not place:
-            return fs.GcsFileSystem()
-        return fs.GcsFileSystem(anonymous=True, scheme=endpoint.scheme, endpoint_override=endpoint.netloc)
+            return fs.GcsFileSystem(retry_time_limit=patience)
+        emulator = {"scheme": endpoint.scheme, "endpoint_override": endpoint.netloc}
+        return fs.GcsFileSystem(anonymous=True, retry_time_limit=patience, **emulator)
     options: dict[str, Any] = {
         "allow_delayed_open": True,  # small objects in one request
         "retry_strategy": fs.AwsDefaultS3RetryStrategy(max_attempts=2),  # of one part; whole operations: `persistently`

@@ -56,3 +56,16 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     }.items():
         monkeypatch.setenv(variable, value)
     return f"s3://{name}"
+
+
+@pytest.fixture
+def google_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket of Google's protocol."""
+    script = Path(__file__).with_name("google_storage.py")
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{int(server.stdout.readline())}")
+            yield "gs://bucket"
+        finally:
+            server.kill()

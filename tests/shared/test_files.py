@@ -22,11 +22,11 @@ from shared.clip import AnnotatedClip
 TREE = ("a/1.mp4", "a/2.MP4", "a/b/c/3.mp4", "a.mp4", "a0/4.mp4", "é è+%20#?.mp4", "notes.txt", "z/5.mkv")
 
 
-@pytest.fixture(params=["local", "file", "s3"])
+@pytest.fixture(params=["local", "file", "s3", "gs"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty folder of every kind that can be had here."""
-    if request.param == "s3":
-        return request.getfixturevalue("bucket") + "/some folder"
+    if request.param in ("s3", "gs"):
+        return request.getfixturevalue("bucket" if request.param == "s3" else "google_bucket") + "/some folder"
     return str(tmp_path / "files") if request.param == "local" else (tmp_path / "files").as_uri()
 
 
@@ -102,7 +102,7 @@ def test_listing_is_sorted_by_whole_name_and_filtered(root: str) -> None:
         ("x*", []),
     ],
 )
-@pytest.mark.parametrize("root", ["local", "s3"], indirect=True)
+@pytest.mark.parametrize("root", ["local", "s3", "gs"], indirect=True)
 def test_patterns(root: str, pattern: str, expected: list[str]) -> None:
     plant(root)
     assert list(files.list_files(files.join(root, pattern))) == [files.join(root, name) for name in expected]
