@@ -30,6 +30,7 @@ from train.parallel import World
 log = logging.getLogger(__name__)
 
 MARKER = "state.json"
+FAILURES = (RuntimeError, OSError, ValueError, dcp.api.CheckpointException)
 _NAME = re.compile(r"\d{8}")
 
 
@@ -88,7 +89,6 @@ class Checkpoints:
     def finish(self) -> None:
         """Waits for the checkpoint that is being written, on every rank."""
         if self._pending is not None:
-            self._pending[2].result()
             self._commit()
             self.world.wait()
 
@@ -108,8 +108,8 @@ class Checkpoints:
             tensors["ema"] = dict(ema)
         try:
             dcp.load(tensors, checkpoint_id=path)
-        except (RuntimeError, OSError, ValueError, dcp.api.CheckpointException) as error:
-            raise ValueError(f"{path}: this checkpoint does not load ({_first_line(error)})") from error
+        except FAILURES as error:
+            raise ValueError(f"{path}: this checkpoint does not load ({_reason(error)})") from error
         set_model_state_dict(model, tensors["model"])
         if optimizer is not None:
             set_optimizer_state_dict(model, optimizer, tensors["optimizer"])
@@ -117,8 +117,13 @@ class Checkpoints:
     def _commit(self) -> None:
         assert self._pending is not None
         partial, state, future = self._pending
-        future.result()
         self._pending = None
+        try:
+            future.result()
+        except FAILURES as error:
+            raise ValueError(
+                f"{partial}: the checkpoint of step {state['step']} could not be written ({_reason(error)})"
+            ) from error
         if self.world.is_first:
             _write_synced(partial / MARKER, json.dumps(state, indent=1))
             done = partial.with_suffix("")
@@ -156,5 +161,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _reason(error: BaseException) -> str:
+    """The last line that says something: torch puts the tracebacks of all ranks into one message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

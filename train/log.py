@@ -48,12 +48,12 @@ class Log:
         if not writes:
             return
         run.mkdir(parents=True, exist_ok=True)
-        drop_after(run / "metrics.jsonl", first_step)
-        self._metrics, self._events = (run / "metrics.jsonl").open("a"), (run / "events.jsonl").open("a")
         if knobs.tensorboard:
             self._extras.extend(_tensorboard(run))
         if knobs.wandb:
             self._extras.extend(_wandb(run, knobs.wandb))
+        drop_after(run / "metrics.jsonl", first_step)
+        self._metrics, self._events = (run / "metrics.jsonl").open("a"), (run / "events.jsonl").open("a")
         if knobs.bar:
             self._bar = _bar()
             self._bar.start()

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from shared.knobs import dump
+from shared.knobs import dump, load
 from train import export, models, parallel, preflight, reader
 from train.checkpoint import Checkpoints
 from train.flops import Meter
@@ -28,7 +28,7 @@ from train.step import SPIKE_WINDOW, Done, Stepper
 from train.stream import Stream
 from train.validation import Validation
 
-__all__ = ["PAPER", "TINY", "Outcome", "TrainRecipe", "train"]
+__all__ = ["PAPER", "TINY", "Outcome", "TrainRecipe", "train", "trained"]
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,14 @@ def train(recipe: TrainRecipe, root: str, run: str) -> Outcome:
             raise
         finally:
             state.log.close()
+
+
+def trained(run: str) -> tuple[TrainRecipe, Models]:
+    """The recipe and the exported model of a finished run. Raises ValueError for a run that has none yet."""
+    folder = Path(run)
+    if not (folder / "model" / export.MARKER).exists():
+        raise ValueError(f"{run} holds no trained model: run `worldreel train` until it is finished")
+    return load(TrainRecipe, folder / "recipe.yaml"), models.load(folder / "model")
 
 
 def _begin(recipe: TrainRecipe, root: str, folder: Path, world: World, stop: threading.Event) -> _Run:
@@ -192,7 +200,7 @@ def _one_phase(run: _Run, phase: Phase, first: int, last: int) -> None:
     meter = Meter(run.models, trained, run.world.device, run.world.size)
     batches = reader.batches(_samples(run, phase, last), pin=run.world.device.type == "cuda")
     while run.step < last and not run.stopping:
-        done = stepper(batches, run.step, run.step - first, stop=run.stop.is_set())
+        done = stepper(batches, run.step, run.step - first, run.stop)
         meter.step(run.stream.size(run.step), run.recipe.batch)
         run.step += 1
         run.stopping = done.stopping

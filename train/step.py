@@ -1,6 +1,7 @@
 """One optimizer step: gradients of micro-batches summed over time and ranks, normalized once, clipped once, applied once."""
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -70,8 +71,8 @@ class Stepper:
         self.waited = 0.0
         """Seconds spent waiting for data."""
 
-    def __call__(self, batches: Iterator[Loaded], step: int, phase_step: int, *, stop: bool) -> Done:
-        """Does step number `step` of the run, `phase_step` of the phase (both counted from 0)."""
+    def __call__(self, batches: Iterator[Loaded], step: int, phase_step: int, stop: threading.Event) -> Done:
+        """Does step number `step` of the run, `phase_step` of the phase (both counted from 0). `stop`: this rank is asked to end."""
         micro_batches = self.recipe.batch // self.world.size // self.recipe.parallel.micro_batch
         weight, failures, ids = 0.0, [], []
         for micro in range(micro_batches):
@@ -81,7 +82,7 @@ class Stepper:
             weight += float(loaded.batch.weight.sum())
             failures.extend(loaded.failures)
             ids.extend(loaded.batch.ids)
-        weight, num_failures, stops = self.world.sum([weight, float(len(failures)), float(stop)])
+        weight, num_failures, stops = self.world.sum([weight, float(len(failures)), float(stop.is_set())])
         if num_failures:
             failures = [failure for rank in self.world.gather(failures) for failure in rank]
         rate = self._learning_rate(phase_step)
