@@ -94,7 +94,7 @@ def get(network: Network) -> Path:
     try:
         return Path(hf_hub_download(network.source, network.file, revision=network.revision))
     except Exception as error:  # offline, gated, moved: the hub's client raises a dozen kinds
-        reason = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).split()).split(". ")[0][:160]
         raise ValueError(
             f"{network.name}: not on this machine, and the hub did not give it ({reason}): run `worldreel weights fetch` "
             f"with a network, or put {network.file} of {network.source} at {network.place}"
