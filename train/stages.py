@@ -132,7 +132,7 @@ class SelfSupervised(Knobs):
 
 
 class Compressor(Knobs):
-    """0, for bases with random weights only: the video VAE learns to pass RGB and geometry through its latent."""
+    """0, for the free bases only, whose VAE starts as plain averages: it learns to pass RGB and geometry through its latent."""
 
     kind: Literal["compressor"] = "compressor"
     kl_weight: Weight = 1e-4

@@ -95,7 +95,8 @@ class ModelKnobs(Knobs):
     """A WorldReel model: its base, what widens it, its decoder."""
 
     base: str = "tiny"
-    """`tiny` or `small` (random weights, no file), or a folder or hub name in the diffusers layout: THUDM/CogVideoX-5b-I2V."""
+    """`tiny` or `small` need no file: random weights behind a VAE that averages blocks. Else a folder or a name on the hub, in the
+    diffusers layout: THUDM/CogVideoX-5b-I2V."""
     geometry_latent: bool = True
     """Denoise depth and flow beside RGB. False: the arm without a geometry-motion latent."""
     geometry_rows: Literal["zero", "copy"] = "zero"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shared import knobs as knobs_of
 from train import diffusion, latents
-from train.models import DecoderKnobs, ModelKnobs, dit, lora
+from train.models import DecoderKnobs, ModelKnobs, dit, lora, pooling
 from train.models.dpt import TemporalDPT
 from train.sample import Batch
 
@@ -25,34 +25,31 @@ log = logging.getLogger(__name__)
 
 PARTS = ("vae", "text_encoder", "transformer", "decoder")
 
-TINY: dict[str, dict[str, Any]] = {
-    "transformer": {
-        "num_attention_heads": 2,
-        "attention_head_dim": 16,
-        "num_layers": 2,
-        "time_embed_dim": 32,
-        "sample_height": 8,
-        "sample_width": 12,
-        "sample_frames": 9,
-    },
-    "vae": {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 4},
+TINY: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "num_layers": 2,
+    "time_embed_dim": 32,
+    "sample_height": 8,
+    "sample_width": 12,
+    "sample_frames": 9,
 }
-SMALL: dict[str, dict[str, Any]] = {
-    "transformer": {
-        "num_attention_heads": 4,
-        "attention_head_dim": 32,
-        "num_layers": 4,
-        "time_embed_dim": 128,
-        "sample_height": 12,
-        "sample_width": 16,
-        "sample_frames": 17,
-    },
-    "vae": {"block_out_channels": (16, 16, 32, 32), "layers_per_block": 1, "norm_num_groups": 4},
+SMALL: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "attention_head_dim": 32,
+    "num_layers": 4,
+    "time_embed_dim": 128,
+    "sample_height": 12,
+    "sample_width": 16,
+    "sample_frames": 17,
 }
-FREE = {"tiny": TINY, "small": SMALL}
-"""Bases that need no file: the real classes with few, random weights."""
+FREE: dict[str, dict[str, Any]] = {"tiny": TINY, "small": SMALL}
+"""Bases that need no file: the real classes with few weights, random but for the VAE's (see `pooling`)."""
 
-FOUR_BLOCKS: dict[str, Any] = {
+FREE_VAE: dict[str, Any] = {
+    "block_out_channels": (8, 8, 16, 32),
+    "layers_per_block": 1,
+    "norm_num_groups": 1,
     "down_block_types": ("CogVideoXDownBlock3D",) * 4,
     "up_block_types": ("CogVideoXUpBlock3D",) * 4,
 }
@@ -179,15 +176,14 @@ def _base(knobs: ModelKnobs) -> tuple[latents.VideoVAE, dit.Transformer]:
     if knobs.base not in FREE:
         vae = _pretrained(AutoencoderKLCogVideoX, knobs.base, "vae", torch.float32)
         return vae, _pretrained(CogVideoXTransformer3DModel, knobs.base, "transformer", getattr(torch, knobs.dtype))
-    config = FREE[knobs.base]
-    vae = AutoencoderKLCogVideoX(scaling_factor=SCALING, **FOUR_BLOCKS, **config["vae"])
+    vae = pooling.start(AutoencoderKLCogVideoX(scaling_factor=SCALING, **FREE_VAE))
     transformer = CogVideoXTransformer3DModel(
         in_channels=2 * dit.CHANNELS,
         out_channels=dit.CHANNELS,
         text_embed_dim=knobs.text.width,
         max_text_seq_length=knobs.text.length,
         use_rotary_positional_embeddings=True,
-        **config["transformer"],
+        **FREE[knobs.base],
     )
     return vae, transformer
 
