@@ -3,31 +3,37 @@
 import numpy as np
 from jaxtyping import Int64
 
-from annotate.annotator import FlowModel
+from annotate.annotator import FlowModel, PairFlow
 from shared.clip import KEY_STRIDE, AnnotatedClip, Flow
 
 
 def fill_flow(clip: AnnotatedClip, flow: FlowModel) -> AnnotatedClip:
-    """The clip with `flow` (stride 1) and `key_flow` (stride `KEY_STRIDE`); a slot that is filled is kept."""
-    return clip.with_(
-        flow=clip.flow or _between(clip, flow, 1),
-        key_flow=clip.key_flow or _between(clip, flow, KEY_STRIDE),
-    )
+    """The clip with `flow` (stride 1) and `key_flow` (stride `KEY_STRIDE`); a slot that is filled is kept.
+
+    All pairs are asked for in one call, so that a network can share between them what it knows of a frame.
+    """
+    slots = {1: clip.flow, KEY_STRIDE: clip.key_flow}
+    pairs = {stride: _pairs(clip.shape[0], stride) for stride, filled in slots.items() if filled is None}
+    if not pairs:
+        return clip
+    asked = np.concatenate([way for there in pairs.values() for way in (there, there[:, ::-1])])
+    made = flow(clip.rgb, asked) if len(asked) else PairFlow(flow=np.zeros((0, *clip.shape[1:], 2), np.float32))
+    start = 0
+    for stride, there in pairs.items():
+        slots[stride] = _slot(made, start, len(there), stride, flow.source)
+        start += 2 * len(there)
+    return clip.with_(flow=slots[1], key_flow=slots[KEY_STRIDE])
 
 
-def _between(clip: AnnotatedClip, flow: FlowModel, stride: int) -> Flow:
-    pairs = _pairs(clip.shape[0], stride)
-    if not len(pairs):
-        nothing = np.zeros((0, *clip.shape[1:], 2), np.float32)
-        return Flow(forward=nothing, backward=nothing, stride=stride, source=flow.source)
-    forward = flow(clip.rgb, pairs)
-    backward = flow(clip.rgb, np.ascontiguousarray(pairs[:, ::-1]))
+def _slot(made: PairFlow, start: int, num_pairs: int, stride: int, source: str) -> Flow:
+    """The answers from `start`: so many forward, then as many backward."""
+    middle = start + num_pairs
     return Flow(
-        forward=forward.flow,
-        backward=backward.flow,
+        forward=made.flow[start:middle],
+        backward=made.flow[middle : middle + num_pairs],
         stride=stride,
-        uncertainty=forward.uncertainty,
-        source=flow.source,
+        uncertainty=None if made.uncertainty is None else made.uncertainty[start:middle],
+        source=source,
     )
 
 

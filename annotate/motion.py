@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Float64
 from pydantic import Field
 
 from annotate.annotator import Annotate, Annotator, FlowModel
@@ -79,21 +79,24 @@ def with_scene_flow(clip: AnnotatedClip, knobs: Motion) -> AnnotatedClip:
 def scene_flow(
     clip: AnnotatedClip, flow: Flow, knobs: Motion
 ) -> tuple[Float32[np.ndarray, "P H W 3"], Bool[np.ndarray, "P H W"], Mapping[str, float]]:
-    """World-frame displacements, their validity, and the share of dynamic pixels that passes each test."""
+    """World-frame displacements, their validity, and the share of dynamic pixels that passes each test.
+
+    Static pixels are exactly 0, and valid where their depth is.
+    """
     assert clip.motion is not None
-    points = clip.pointmap()
     starts = range(0, clip.shape[0] - flow.stride, flow.stride)
     vectors = np.zeros((len(starts), *clip.shape[1:], 3), np.float32)
     valid = np.zeros(vectors.shape[:3], bool)
     counts = Counts()
     for p, t in enumerate(starts):
-        vectors[p], valid[p] = _pair(clip, points, flow, p, t, knobs, counts)
-    moving = np.stack([clip.motion.dynamic[t] for t in starts]) if len(starts) else valid
-    slow = _not_too_fast(vectors, moving & valid, knobs.max_speed_ratio)
-    counts.add("speed", (slow & valid)[moving], valid[moving])
-    valid &= slow
-    vectors[~(moving & valid)] = 0
-    counts.add("all", valid[moving], None)
+        moving = clip.motion.dynamic[t]
+        good = _tested(clip, flow, p, t, knobs, counts)
+        valid[p] = np.where(moving, good, _has_points(clip)[t])
+        if good.any():
+            vectors[p][good] = _displacement(clip, flow, p, t, good)
+    moving = clip.motion.dynamic[list(starts)]
+    _drop_too_fast(vectors, valid, moving & valid, knobs, counts)
+    counts.add("all", valid[moving])
     return vectors, valid, counts.shares()
 
 
@@ -104,52 +107,78 @@ class Counts:
     passed: dict[str, int] = field(default_factory=dict)
     asked: dict[str, int] = field(default_factory=dict)
 
-    def add(self, name: str, passed: np.ndarray, asked: np.ndarray | None) -> None:
+    def add(self, name: str, passed: np.ndarray) -> None:
         self.passed[name] = self.passed.get(name, 0) + int(passed.sum())
-        self.asked[name] = self.asked.get(name, 0) + (passed.size if asked is None else int(asked.sum()))
+        self.asked[name] = self.asked.get(name, 0) + passed.size
 
     def shares(self) -> dict[str, float]:
         return {name: self.passed[name] / self.asked[name] for name in self.passed if self.asked[name]}
 
 
-def _pair(
-    clip: AnnotatedClip, points: np.ndarray, flow: Flow, p: int, t: int, knobs: Motion, counts: Counts
-) -> tuple[Float32[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]:
-    """Equation 5 for one pair of frames; static pixels are valid where their depth is."""
+def _tested(clip: AnnotatedClip, flow: Flow, p: int, t: int, knobs: Motion, counts: Counts) -> Bool[np.ndarray, "H W"]:
+    """Dynamic pixels of frame t whose displacement can be believed."""
     import torch
 
     from shared import warp
 
     assert clip.motion is not None
-    n = t + flow.stride
-    has_depth = _has_points(clip)
+    moving, n = clip.motion.dynamic[t], t + flow.stride
+    if not moving.any():
+        return moving
     forward, backward = (torch.from_numpy(f[p : p + 1]) for f in (flow.forward, flow.backward))
-    ends = warp.targets(forward)[0]
-    height, width = clip.shape[1:]
+    ends = warp.targets(forward)[0][torch.from_numpy(moving)]
 
     def at_end(values: np.ndarray, mode: Literal["bilinear", "nearest"] = "bilinear") -> np.ndarray:
-        image = torch.from_numpy(np.ascontiguousarray(values, np.float32)).view(height, width, -1)
-        return warp.sample(image, ends, mode=mode).numpy()
+        image = torch.from_numpy(np.ascontiguousarray(values, np.float32))[..., None]
+        return warp.sample(image, ends, mode=mode).numpy()[..., 0]
 
+    here, there = _has_points(clip)[t], _has_points(clip)[n]
     tests = {
-        "in_bounds": warp.in_bounds(ends, height, width).numpy(),
-        "cycle": warp.cycle_ok(forward, backward)[0].numpy(),
-        "depth_here": has_depth[t],
-        "depth_there": at_end(has_depth[n])[..., 0] > 0.999,
-        "edge_here": _smooth(points, clip, t, has_depth[t], knobs.max_depth_ratio),
-        "edge_there": at_end(_smooth(points, clip, n, has_depth[n], knobs.max_depth_ratio))[..., 0] > 0.999,
-        "moving_there": at_end(clip.motion.dynamic[n], "nearest")[..., 0] > 0.5,
+        "in_bounds": warp.in_bounds(ends, *clip.shape[1:]).numpy(),
+        "cycle": warp.cycle_ok(forward, backward)[0].numpy()[moving],
+        "depth_here": here[moving],
+        "depth_there": at_end(there) > 0.999,  # all four pixels around
+        "edge_here": _smooth(clip, t, here, knobs.max_depth_ratio)[moving],
+        "edge_there": at_end(_smooth(clip, n, there, knobs.max_depth_ratio)) > 0.999,
+        "moving_there": at_end(clip.motion.dynamic[n], "nearest") > 0.5,
     }
     if (instances := clip.motion.instances) is not None:
-        tests["instance"] = at_end(instances[n], "nearest")[..., 0] == instances[t]
+        tests["instance"] = at_end(instances[n], "nearest") == instances[t][moving]
     if flow.uncertainty is not None:
-        tests["uncertainty"] = flow.uncertainty[p] < knobs.max_uncertainty
-    moving = clip.motion.dynamic[t]
+        tests["uncertainty"] = flow.uncertainty[p][moving] < knobs.max_uncertainty
     for name, passes in tests.items():
-        counts.add(name, passes[moving], None)
-    good = np.logical_and.reduce(list(tests.values()))
-    vectors = np.where((moving & good)[..., None], at_end(points[n]) - points[t], np.float32(0))
-    return vectors, np.where(moving, good, has_depth[t])
+        counts.add(name, passes)
+    good = moving.copy()
+    good[moving] = np.logical_and.reduce(list(tests.values()))
+    return good
+
+
+def _displacement(
+    clip: AnnotatedClip, flow: Flow, p: int, t: int, good: Bool[np.ndarray, "H W"]
+) -> Float32[np.ndarray, "N 3"]:
+    """Equation 5 at these pixels."""
+    import torch
+
+    from shared import warp
+
+    ends = warp.targets(torch.from_numpy(flow.forward[p : p + 1]))[0][torch.from_numpy(good)]
+    there = warp.sample(torch.from_numpy(points_of(clip, t + flow.stride)), ends).numpy()
+    return (there - points_of(clip, t)[good]).astype(np.float32)
+
+
+def points_of(clip: AnnotatedClip, t: int) -> Float64[np.ndarray, "H W 3"]:
+    """World-frame points of one frame: a pointmap of the whole clip, to read a few pixels, costs a second."""
+    import torch
+
+    from shared import camera
+
+    assert clip.cameras is not None
+    world_from_cam = torch.from_numpy(clip.cameras.world_from_cam[t])
+    if clip.points is not None:
+        return camera.transform(world_from_cam, torch.from_numpy(clip.points.p_cam[t]).double()).numpy()
+    assert clip.depth is not None
+    z = torch.from_numpy(clip.depth.z[t : t + 1]).double()
+    return camera.pointmap(z, world_from_cam[None], torch.from_numpy(clip.cameras.intrinsics[t : t + 1]))[0].numpy()
 
 
 def _has_points(clip: AnnotatedClip) -> Bool[np.ndarray, "T H W"]:
@@ -158,28 +187,30 @@ def _has_points(clip: AnnotatedClip) -> Bool[np.ndarray, "T H W"]:
     return known.valid
 
 
-def _smooth(
-    points: np.ndarray, clip: AnnotatedClip, t: int, valid: np.ndarray, ratio: float
-) -> Bool[np.ndarray, "H W"]:
+def _smooth(clip: AnnotatedClip, t: int, valid: Bool[np.ndarray, "H W"], ratio: float) -> Bool[np.ndarray, "H W"]:
     """No depth edge within a pixel: the ratio of the largest to the smallest valid depth of the 3x3 around stays small."""
     import cv2
 
-    z = (
-        clip.depth.z[t]
-        if clip.depth is not None
-        else clip.points.p_cam[t, ..., 2]
-        if clip.points
-        else points[t, ..., 2]
-    )
+    z = clip.points.p_cam[t, ..., 2] if clip.points is not None else clip.depth.z[t] if clip.depth is not None else None
+    assert z is not None
     box = np.ones((3, 3), np.uint8)
     far = cv2.dilate(np.where(valid, z, 0).astype(np.float32), box)
     near = cv2.erode(np.where(valid, z, 1e30).astype(np.float32), box)
     return valid & (far < ratio * near)
 
 
-def _not_too_fast(
-    vectors: Float32[np.ndarray, "P H W 3"], moving: Bool[np.ndarray, "P H W"], ratio: float
-) -> Bool[np.ndarray, "P H W"]:
-    speed = np.linalg.norm(vectors, axis=-1)
-    limit = ratio * float(np.percentile(speed[moving], 99.5)) if moving.any() else np.inf
-    return speed <= limit
+def _drop_too_fast(
+    vectors: Float32[np.ndarray, "P H W 3"],
+    valid: Bool[np.ndarray, "P H W"],
+    moving: Bool[np.ndarray, "P H W"],
+    knobs: Motion,
+    counts: Counts,
+) -> None:
+    """Displacements far above the clip's others are errors: set to 0 and not valid, in place."""
+    speed = np.linalg.norm(vectors[moving], axis=-1)
+    if not len(speed):
+        return
+    slow = speed <= knobs.max_speed_ratio * np.percentile(speed, 99.5)
+    counts.add("speed", slow)
+    valid[moving] = slow
+    vectors[moving] *= slow[:, None]

@@ -123,10 +123,12 @@ def _starts(views: Views, known_focal: float | None) -> Iterator[tuple[State, Fi
 
 
 def _first_solution(views: Views, state: State, free_focal: bool) -> tuple[State, Fit]:
-    state, fit = bundle.solve(views.voted, state, Solve(iterations=25, damping=1e-5))
+    state, fit = bundle.solve(views.voted, state, Solve(iterations=25, damping=1e-5, tolerance=1e-3))
     if not free_focal:
         return state, fit
-    return bundle.solve(views.voted, state, Solve(iterations=8, focal=True, focal_prior=views.focal_prior))
+    return bundle.solve(
+        views.voted, state, Solve(iterations=8, focal=True, focal_prior=views.focal_prior, tolerance=1e-3)
+    )
 
 
 def _solved(views: Views, state: State, fit: Fit) -> Solved:

@@ -52,13 +52,15 @@ def choose(pairs: PairFlows) -> list[int]:
 
 
 def around(keys: list[int], t: int) -> list[int]:
-    """Places of the keyframes a frame is compared with: the four nearest, for a keyframe the six it has edges to."""
+    """Places of the keyframes a frame is compared with: the three nearest; for a keyframe, all it has edges to.
+
+    Flow from the one before is known since `choose`. Two give noisy depth, four cost half as much flow again.
+    """
     after = int(np.searchsorted(keys, t))
-    is_key = after < len(keys) and keys[after] == t
-    before, width = after - (3 if is_key else 2), 7 if is_key else 4
-    first = min(max(before, 0), max(len(keys) - width, 0))
-    reach = range(max(first, after - 3) if is_key else first, min(first + width, len(keys)))
-    return [k for k in reach if keys[k] != t and (not is_key or abs(k - after) <= 3)]
+    if keys[after] != t:
+        outer = [k for k in (after - 2, after + 1) if 0 <= k < len(keys)]
+        return [after - 1, after, *sorted(outer, key=lambda k: abs(keys[k] - t))[:1]]
+    return [k for k in range(max(after - 3, 0), min(after + 4, len(keys))) if k != after]
 
 
 def _evenly(values: list[int], count: int) -> list[int]:

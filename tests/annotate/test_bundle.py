@@ -12,7 +12,7 @@ EDGES = torch.tensor([(0, 1), (1, 0), (1, 2), (2, 1), (0, 2), (2, 0)])
 @pytest.fixture
 def state() -> State:
     torch.manual_seed(0)
-    grid, nodes = keyframes.node_grid((24, 32), 5)
+    _grid, nodes = keyframes.node_grid((24, 32), 5)
     return State(
         rotation=bundle.rotate(0.05 * torch.randn(3, 3, dtype=torch.float64)),
         translation=0.1 * torch.randn(3, 3, dtype=torch.float64),
