@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from curate.view import View
 
 Outcome = Literal["pass", "flag", "fail"]
+Side = Literal["below", "above"]
 OUTCOMES: tuple[Outcome, ...] = ("pass", "flag", "fail")
 """From best to worst."""
 
@@ -26,9 +27,9 @@ class Limit(Knobs):
     flag_above: float | None = None
     fail_above: float | None = None
 
-    def bounds(self) -> list[tuple[Outcome, Literal["below", "above"], float]]:
+    def bounds(self) -> list[tuple[Outcome, Side, float]]:
         """The limits that are set, failures first."""
-        every: tuple[tuple[Outcome, Literal["below", "above"], float | None], ...] = (
+        every: tuple[tuple[Outcome, Side, float | None], ...] = (
             ("fail", "below", self.fail_below),
             ("fail", "above", self.fail_above),
             ("flag", "below", self.flag_below),

@@ -1,12 +1,13 @@
 """A score's distribution with its limits, as inline SVG, and what moving a limit would keep."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 
 from curate import verdicts
-from curate.check import Limit, limits
+from curate.check import OUTCOMES, Limit, limits
 from curate.recipe import CurateRecipe
 from curate.verdicts import FAIL
 
@@ -34,24 +35,25 @@ def histograms(rows: pa.Table, recipe: CurateRecipe) -> list[Histogram]:
     times = np.sum(list(rejected.values()), axis=0) if rejected else np.zeros(len(rows), int)
     elsewhere = (rows["level"].to_numpy() == FAIL) & (times == 0)  # by a licence, or another source's limits
     found = []
-    for check_name, check in recipe.checks:
+    for name, check in recipe.checks:
         for score, limit in limits(check).items() if check is not None else ():
             values = verdicts.column(rows, score)
             values = values[np.isfinite(values)]
-            if not len(values):
-                continue
-            moves = []
-            for outcome, side, bound in limit.bounds():
-                if outcome == "fail" and bound:
-                    others = (times - rejected[score, side, bound] == 0) & ~elsewhere
-                    shares = [
-                        (b, float((others & ~_beyond(rows, score, side, b)).mean())) for b in bound * np.array(MOVES)
-                    ]
-                    moves.append((f"{side} {bound:g}", shares))
-            found.append(
-                Histogram(check=check_name, score=score, measured=len(values), svg=_svg(values, limit), moves=moves)
-            )
+            if len(values) and values.min() < values.max():  # what is the same everywhere needs no picture
+                moves = []
+                for gate, beyond in rejected.items():
+                    if gate[0] == score and gate[2]:
+                        others = (times - beyond == 0) & ~elsewhere
+                        moves.append((f"{gate[1]} {gate[2]:g}", _moved(rows, gate, others)))
+                svg = _svg(values, limit)
+                found.append(Histogram(check=name, score=score, measured=len(values), svg=svg, moves=moves))
     return found
+
+
+def _moved(rows: pa.Table, gate: tuple[str, str, float], others: np.ndarray) -> list[tuple[float, float]]:
+    """(Bound, share kept) for bounds around the gate's, of the clips that no other gate rejects."""
+    score, side, bound = gate
+    return [(b, float((others & ~_beyond(rows, score, side, b)).mean())) for b in (bound * m for m in MOVES)]
 
 
 def _rejecting(recipe: CurateRecipe) -> list[tuple[str, str, float]]:
@@ -71,36 +73,48 @@ def _beyond(rows: pa.Table, score: str, side: str, bound: float) -> np.ndarray:
 
 
 def _svg(values: np.ndarray, limit: Limit) -> str:
-    """Bars colored by what the limits say of them; the outer half percent is gathered in the outermost bars."""
+    """Stacked bars colored by what the limits say; the outer half percent is gathered in the outermost bars."""
     bounds = limit.bounds()
     low, high = np.quantile(values, (0.005, 0.995))
     low, high = min([low, *(b for *_, b in bounds)]), max([high, *(b for *_, b in bounds)])
     if high <= low:
         low, high = low - 0.5, high + 0.5
-    counts, edges = np.histogram(values.clip(low, high), bins=BINS, range=(low, high))
-    scale = (HEIGHT - 22) / max(counts.max(), 1)
-
-    def x(value: float) -> float:
-        return (value - low) / (high - low) * WIDTH
-
-    parts = []
-    for count, begin, end in zip(counts, edges, edges[1:]):
-        middle, tall = (begin + end) / 2, count * scale
-        kind = next((o for o, side, b in bounds if (middle < b if side == "below" else middle > b)), "pass")
-        parts.append(
-            f'<rect class="{kind}" x="{x(begin) + 0.5:.1f}" y="{HEIGHT - 14 - tall:.1f}" '
-            f'width="{WIDTH / BINS - 1:.1f}" height="{max(tall, 0.6 if count else 0):.1f}"><title>{begin:.3g} to {end:.3g}: '
-            f"{count} clips</title></rect>"
-        )
+    said = _outcomes(values, limit)
+    edges = np.linspace(low, high, BINS + 1)
+    counts = np.stack([np.histogram(values[said == level].clip(low, high), bins=edges)[0] for level in range(3)])
+    parts = _bars(counts, edges)
     for outcome, side, bound in bounds:
-        at = x(bound)
-        anchor = "end" if at > WIDTH / 2 else "start"
-        shift = -3 if anchor == "end" else 3
-        row = 8 if outcome == "fail" else 18
+        at = (bound - low) / (high - low) * WIDTH
+        anchor, shift = ("end", -3) if at > WIDTH / 2 else ("start", 3)
+        row = 8 if outcome == "fail" else 19
         parts.append(f'<line class="{outcome}" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{HEIGHT - 14}"/>')
-        parts.append(
-            f'<text class="{outcome}" x="{at + shift:.1f}" y="{row}" text-anchor="{anchor}">{outcome} {side} {bound:g}</text>'
-        )
+        label = f"{outcome} {side} {bound:g}"
+        parts.append(f'<text class="{outcome}" x="{at + shift:.1f}" y="{row}" text-anchor="{anchor}">{label}</text>')
     parts.append(f'<text x="0" y="{HEIGHT - 2}">{low:.3g}</text>')
     parts.append(f'<text x="{WIDTH}" y="{HEIGHT - 2}" text-anchor="end">{high:.3g}</text>')
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
+
+
+def _outcomes(values: np.ndarray, limit: Limit) -> np.ndarray:
+    """Each value's place in `OUTCOMES`."""
+    said = np.zeros(len(values), np.int8)
+    for outcome, side, bound in limit.bounds():
+        beyond = values < bound if side == "below" else values > bound
+        said = np.where(beyond, np.maximum(said, OUTCOMES.index(outcome)), said)
+    return said
+
+
+def _bars(counts: np.ndarray, edges: np.ndarray) -> list[str]:
+    parts, width = [], WIDTH / BINS
+    scale = (HEIGHT - 36) / max(counts.sum(0).max(), 1)
+    for column, (begin, end) in enumerate(pairwise(edges)):
+        foot = HEIGHT - 14.0
+        for outcome, count in zip(OUTCOMES, counts[:, column].tolist()):
+            if count:
+                tall = max(count * scale, 1.0)
+                foot -= tall
+                parts.append(
+                    f'<rect class="{outcome}" x="{column * width + 0.5:.1f}" y="{foot:.1f}" width="{width - 1:.1f}" '
+                    f'height="{tall:.1f}"><title>{begin:.3g} to {end:.3g}: {count:,}</title></rect>'
+                )
+    return parts

@@ -99,8 +99,8 @@ def _sample_note(summary: Summary) -> str:
 def _card(histogram: Histogram) -> str:
     rows = []
     for bound, shares in histogram.moves:
-        rows.append(f"<tr><th>{escape(bound)} → </th>" + "".join(f"<th>{b:.3g}</th>" for b, _ in shares) + "</tr>")
-        rows.append("<tr><td>kept</td>" + "".join(f"<td>{100 * share:.1f} %</td>" for _, share in shares) + "</tr>")
+        rows.append(f"<tr><th>{escape(bound)}</th>" + "".join(f"<th>{b:.3g}</th>" for b, _ in shares) + "</tr>")
+        rows.append("<tr><td>% kept</td>" + "".join(f"<td>{100 * share:.1f}</td>" for _, share in shares) + "</tr>")
     table = f"<table>{''.join(rows)}</table>" if rows else ""
     return (
         f"<div class=card><b>{escape(histogram.score)}</b> <span class=dim>{escape(histogram.check)} · "

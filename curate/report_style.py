@@ -33,7 +33,7 @@ th { color: var(--dim); font-weight: 500; font-size: .85rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); gap: 1rem; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; }
 .card table { font-size: .82rem; font-variant-numeric: tabular-nums; }
-.card td, .card th { padding: .05rem .4rem .05rem 0; }
+.card td, .card th { padding: .05rem .4rem .05rem 0; white-space: nowrap; }
 svg { width: 100%; display: block; margin: .4rem 0 .2rem; }
 svg text { fill: var(--dim); font-size: 10px; }
 svg text.flag, rect.flag { fill: var(--flag); }

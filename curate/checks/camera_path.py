@@ -22,8 +22,8 @@ ANOMALY = 0.03
 """SpatialVID's limit of an extrapolation's error, in its units."""
 DISTANCES = (0.08, 0.28, 0.92, 2.41)
 """Paths from which a clip is of `dist_level` 1 (slight), 2, 3, 4."""
-STILL = 1e-3
-"""A path below this part of the near depth is noise."""
+STILL = 3e-3
+"""A path of less than this part of the near depth a frame is noise."""
 
 
 class CameraPath(Knobs):
@@ -31,7 +31,7 @@ class CameraPath(Knobs):
 
     pose_anomaly: Limit | None = Limit(flag_above=0, fail_above=3)
     """How often two extrapolations running, at 5 Hz, miss the next center by 6 % of the near depth."""
-    pose_jerk: Limit | None = Limit(flag_above=3.0, fail_above=8.0)
+    pose_jerk: Limit | None = Limit(flag_above=1.2, fail_above=2.5)
     """95th percentile of acceleration over median speed, per frame; not of still cameras."""
     pose_turn_deg: Limit | None = Limit(fail_above=10.0)
     """The largest rotation between two frames."""

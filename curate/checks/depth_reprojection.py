@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 class DepthReprojection(Knobs):
     """Median of max(z'/z, z/z') - 1 over still pixels, k frames later. Hidden points are outliers that a median bears."""
 
-    depth_ratio_1: Limit | None = Limit(flag_above=0.05, fail_above=0.1)
-    depth_ratio_4: Limit | None = Limit(flag_above=0.05, fail_above=0.1)
-    depth_ratio_8: Limit | None = Limit(flag_above=0.05, fail_above=0.1)
+    depth_ratio_1: Limit | None = Limit(flag_above=0.04, fail_above=0.08)
+    depth_ratio_4: Limit | None = Limit(flag_above=0.04, fail_above=0.08)
+    depth_ratio_8: Limit | None = Limit(flag_above=0.04, fail_above=0.08)
     depth_ratio_worst: Limit | None = Limit(flag_above=0.1, fail_above=0.2)
     """The worst frame's median, one frame later."""
 

@@ -6,33 +6,48 @@ from curate.check import Limit
 from shared.knobs import Knobs
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from curate.view import View
 
 
 class RigidFlow(Knobs):
-    """|F - F_rigid(D, K, T)| of still pixels, in px at 720 wide: depth, cameras and flow tell one story."""
+    """|F - F_rigid(D, K, T)| of still pixels whose flow agrees both ways, in px at 720 wide: labels tell one story."""
 
     rigid_flow_px: Limit | None = Limit(flag_above=1.0, fail_above=2.0)
-    """Median over still pixels whose flow agrees both ways."""
+    """Median, from frame to frame."""
     rigid_flow_p90_px: Limit | None = Limit(flag_above=5.0)
     """90th percentile."""
-    rigid_flow_worst_px: Limit | None = Limit(flag_above=3.0, fail_above=6.0)
+    rigid_flow_worst_px: Limit | None = Limit(flag_above=2.0, fail_above=3.5)
     """Median of the worst pair of frames."""
+    rigid_key_px: Limit | None = Limit(flag_above=2.0, fail_above=3.5)
+    """Median, from key frame to key frame: four times the parallax, so a wrong unit or focal length shows."""
+    rigid_outliers: Limit | None = Limit(flag_above=0.05, fail_above=0.1)
+    """Share of pixels off by more than 4 px and 5 % of their flow, from key frame to key frame: movers that the mask missed."""
 
     @staticmethod
     def measure(view: "View") -> dict[str, float]:
         from curate.view import median, present, quantile, worst
 
-        landing = view.landing(1)
-        if landing is None or 1 not in view.cycle:
-            return {}
-        cycle = view.cycle[1]
-        error = view.to_reference * (landing.uv - view.uv - cycle.forward).norm(dim=-1)
-        usable = landing.usable & cycle.agrees
-        return present(
-            {
-                "rigid_flow_px": median(error[usable]),
-                "rigid_flow_p90_px": quantile(error[usable], 0.9),
-                "rigid_flow_worst_px": worst(error, usable),
-            }
-        )
+        scores: dict[str, float | None] = {}
+        error, usable = residual(view, 1)
+        if error is not None and usable is not None:
+            scores["rigid_flow_px"] = median(error[usable])
+            scores["rigid_flow_p90_px"] = quantile(error[usable], 0.9)
+            scores["rigid_flow_worst_px"] = worst(error, usable)
+        error, usable = residual(view, 4)
+        if error is not None and usable is not None and usable.any():
+            length = view.to_reference * view.cycle[4].forward.norm(dim=-1)
+            scores["rigid_key_px"] = median(error[usable])
+            scores["rigid_outliers"] = float((error > (0.05 * length).clamp(min=4.0))[usable].double().mean())
+        return present(scores)
+
+
+def residual(view: "View", stride: int) -> "tuple[Tensor, Tensor] | tuple[None, None]":
+    """(P N: |F - F_rigid| in px at 720 wide, where it can be had) of the stored flow of this stride."""
+    landing = view.landing(stride, every=stride)
+    if landing is None or stride not in view.cycle:
+        return None, None
+    cycle = view.cycle[stride]
+    error = view.to_reference * (landing.uv - view.uv - cycle.forward).norm(dim=-1)
+    return error, landing.usable & cycle.agrees

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class SceneFlow(Knobs):
     """Movers in 3-D and in the image tell one story."""
 
-    sf_reproj_px: Limit | None = Limit(flag_above=1.0, fail_above=3.0)
+    sf_reproj_px: Limit | None = Limit(flag_above=1.2, fail_above=2.5)
     """Median |π(X + SF) - (u + F)| of valid moving pixels, in px at 720 wide."""
     sf_static: Limit | None = Limit(fail_above=0)
     """The largest scene flow off the moving pixels, over median depth: exactly 0."""

@@ -1,6 +1,6 @@
 """Does the decoder learn geometry? Trains it from scratch on closed-form scenes, and measures it on scenes it never saw.
 
-    python tests/benchmarks/bench_decoder.py --minutes 6 --compress 2 --pictures decoder.png
+    python tests/benchmarks/bench_decoder.py --minutes 6 --pictures decoder.png
 
 Every scene is a ray-cast room with exact truth; held-out scenes have other seeds, so other furniture, paths and lenses' views.
 Printed beside the decoder: what a constant depth, a camera that never moves and a still world would score.
@@ -19,9 +19,10 @@ import scene
 
 from shared import camera, metrics
 from train import models, pose, sample
+from train.models.parts import Models
 from train.noise import Noise, generator
 from train.sample import Batch, Predicted
-from train.stages import Compressor, Decoder
+from train.stages import Decoder
 
 KINDS = ("lateral", "orbit", "dolly", "handheld", "many_moving", "follow")
 FRAMES, HEIGHT, WIDTH, FOCAL = 9, 64, 96, 90.0
@@ -47,9 +48,9 @@ def clips(first_seed: int, num_scenes: int) -> list[Batch]:
     ]
 
 
-def train(stage, built: models.Models, data: list[Batch], minutes: float, rate: float) -> None:
+def train(built: Models, data: list[Batch], minutes: float, rate: float) -> None:
     """AdamW over random single scenes for so many minutes of processor time; the rate falls to zero."""
-    (module,) = stage.trainable(built).values()
+    stage, module = Decoder(), built.dpt
     module.requires_grad_(True)
     optimizer = torch.optim.AdamW(module.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=1e-4)
     begun, spent, step, running = time.process_time(), 0.0, 0, []
@@ -64,7 +65,7 @@ def train(stage, built: models.Models, data: list[Batch], minutes: float, rate: 
         running.append(losses["total"].item())
         step, spent = step + 1, (time.process_time() - begun) / max(60 * minutes, 1e-9)
         if step % 200 == 0:
-            print(f"  {stage.kind} step {step}: loss {np.mean(running[-200:]):.4f}", flush=True)
+            print(f"  step {step}: loss {np.mean(running[-200:]):.4f}", flush=True)
     module.requires_grad_(False)
 
 
@@ -134,7 +135,6 @@ def pictures(path: str, predicted: list[Predicted], data: list[Batch]) -> None:
 def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--minutes", type=float, default=6.0, help="processor time to train the decoder")
-    parse.add_argument("--compress", type=float, default=0.0, help="processor minutes to train the VAE first")
     parse.add_argument("--scenes", type=int, default=24, help="of each kind, to train on")
     parse.add_argument("--held-out", type=int, default=3, help="of each kind, to measure on")
     parse.add_argument("--base", default="tiny")
@@ -146,11 +146,9 @@ def main() -> None:
     torch.set_num_threads(1)
     built = models.build(models.ModelKnobs(base=asked.base, decoder=asked.decoder))
     data, unseen = clips(0, asked.scenes), clips(HELD_OUT, asked.held_out)
-    if asked.compress:
-        train(Compressor(), built, data, asked.compress, 3e-3)
     if asked.cache:
         built = built.cached(Path(asked.cache))
-    train(Decoder(), built, data, asked.minutes, asked.rate)
+    train(built, data, asked.minutes, asked.rate)
     with torch.no_grad():
         ours = [built.dpt(built.latents(batch).geometry.mean) for batch in unseen]
         seen = [built.dpt(built.latents(batch).geometry.mean) for batch in data[:: asked.scenes]]

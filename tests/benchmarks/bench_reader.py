@@ -1,0 +1,191 @@
+"""Samples a second: our byte ranges against webdataset 1.0.2, on the same shards. Run: python tests/benchmarks/bench_reader.py
+
+Two shards of clips of 12 MB (what 49 frames at 480x720 take), read raw, without decoding. "curated quarter": every fourth clip,
+and of it only the members that the generator's stage needs. Then the same quarter from an object store, 30 ms a request.
+"""
+
+import argparse
+import os
+import random
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[2])]
+
+import webdataset  # noqa: E402
+
+from shared import files, shards  # noqa: E402
+from shared.members import is_part  # noqa: E402
+from train.reader import Fetcher  # noqa: E402
+from train.recipe import Reading  # noqa: E402
+from train.stages import Generator  # noqa: E402
+
+MEMBERS = {
+    "json": 4_000, "rgb.mp4": 1_900_000, "depth.wrz": 2_400_000, "flow.forward.wrz": 3_000_000,
+    "flow.backward.wrz": 3_000_000, "cameras.npz": 6_000, "motion.dynamic.wrz": 20_000, "motion.scene_flow.wrz": 700_000,
+    "key_flow.forward.wrz": 600_000, "key_flow.backward.wrz": 600_000,
+}  # fmt: skip
+LATENCY_SECONDS = 0.03
+
+
+def write(folder: Path, num_shards: int, per_shard: int) -> list[dict[str, Any]]:
+    dice = random.Random(0)
+    for shard in range(num_shards):
+        items = []
+        for number in range(per_shard):
+            clip_id = f"clip{shard}{number:04d}"
+            items.append(
+                (clip_id, {name: dice.randbytes(size) for name, size in MEMBERS.items()}, {"status": "annotated"})
+            )
+        shards.write_shard(folder, f"x-{shard:06d}", items)
+    return shards.read_index(folder).to_pylist()
+
+
+def warm(folder: Path) -> None:
+    for tar in folder.glob("*.tar"):
+        tar.read_bytes()
+
+
+def cold(folder: Path) -> None:
+    for tar in folder.glob("*.tar"):
+        handle = os.open(tar, os.O_RDONLY)
+        os.fsync(handle)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+
+
+def rate(act: Callable[..., int], *inputs: Any) -> float:
+    started = time.perf_counter()
+    return act(*inputs) / (time.perf_counter() - started)
+
+
+def by_webdataset(folder: Path, wanted: set[str] | None = None, parts: Iterable[str] | None = None) -> int:
+    """As its users read: tars in order; what is not wanted is passed over by its own `select_files`."""
+
+    def select(name: str) -> bool:
+        clip_id, _, suffix = name.partition(".")
+        return (wanted is None or clip_id in wanted) and is_part(suffix, tuple(parts) if parts else None)
+
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+    dataset = webdataset.WebDataset(urls, shardshuffle=False, select_files=select, empty_check=False)
+    return sum(1 for _ in dataset)
+
+
+def by_ranges(root: str, rows: list[dict[str, Any]], parts: Iterable[str], threads: int) -> int:
+    fetch = Fetcher(root, list(parts), Reading())
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(fetch, rows)) if threads > 1 else [fetch(row) for row in rows]
+    for members in found:
+        if isinstance(members, Exception):
+            raise members
+    return len(found)
+
+
+def by_member(root: str, rows: list[dict[str, Any]], parts: Iterable[str]) -> int:
+    """A new handle for every member."""
+    for row in rows:
+        for part in row["parts"]:
+            if is_part(part["name"], list(parts)):
+                filesystem, path = files.resolve(f"{root}/{row['shard']}")
+                with filesystem.open_input_file(path) as file:
+                    file.read_at(part["size"], part["offset"])
+    return len(rows)
+
+
+class Store(BaseHTTPRequestHandler):
+    """As much of S3 as reading takes, LATENCY_SECONDS away."""
+
+    protocol_version = "HTTP/1.1"
+    folder: Path
+
+    def do_HEAD(self) -> None:
+        time.sleep(LATENCY_SECONDS)
+        self._head(200, (self.folder / Path(self.path).name).stat().st_size)
+
+    def do_GET(self) -> None:
+        time.sleep(LATENCY_SECONDS)
+        path = self.folder / Path(self.path).name
+        first, last = 0, path.stat().st_size - 1
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(asked[1]), int(asked[2] or last)
+        self._head(206, last - first + 1, f"bytes {first}-{last}/{path.stat().st_size}")
+        with path.open("rb") as file:
+            os.sendfile(self.wfile.fileno(), file.fileno(), first, last - first + 1)
+
+    def _head(self, status: int, length: int, content_range: str = "") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        self.send_header("ETag", '"x"')
+        self.send_header("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT")
+        if content_range:
+            self.send_header("Content-Range", content_range)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def line(name: str, found: float, base: float | None = None) -> None:
+    ratio = f"  {found / base:6.1f} x" if base else ""
+    print(f"  {name:<46} {found:9.1f} samples/s{ratio}", flush=True)
+
+
+def local(folder: Path, rows: list[dict[str, Any]], parts: Iterable[str]) -> None:
+    shuffled = random.Random(1).sample(rows, len(rows))
+    quarter = shuffled[: len(rows) // 4]
+    names = {row["clip_id"] for row in quarter}
+    everything = [name.rpartition(".")[0] or name for name in MEMBERS]
+    for state, prepare in (("warm", warm), ("cold", cold)):
+        for title, chosen, wanted, members in (
+            ("everything, in random order", shuffled, None, everything),
+            ("the curated quarter, members of the generator's stage", quarter, names, parts),
+        ):
+            print(f"{state}: {title}")
+            prepare(folder)
+            base = rate(by_webdataset, folder, wanted, members)
+            line("webdataset", base)
+            for threads in (1, 4):
+                prepare(folder)
+                line(f"byte ranges, {threads} thread(s)", rate(by_ranges, str(folder), chosen, members, threads), base)
+
+
+def remote(folder: Path, rows: list[dict[str, Any]], parts: Iterable[str]) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Store,), {"folder": folder}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b", "AWS_EC2_METADATA_DISABLED": "true",
+    }  # fmt: skip
+    quarter = random.Random(1).sample(rows, len(rows) // 4)
+    root = "s3://bucket"
+    print(f"object store, {1000 * LATENCY_SECONDS:.0f} ms a request: the same quarter")
+    base = rate(by_member, root, quarter, parts)
+    line("open every member", base)
+    for threads in (1, 8, 16):
+        line(f"one range a sample, {threads} thread(s)", rate(by_ranges, root, quarter, parts, threads), base)
+    server.shutdown()
+
+
+def main() -> None:
+    knobs = argparse.ArgumentParser()
+    knobs.add_argument("--shards", type=int, default=2)
+    knobs.add_argument("--clips", type=int, default=48, help="in each shard")
+    asked = knobs.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = write(folder, asked.shards, asked.clips)
+        print(f"{len(rows)} clips of {sum(MEMBERS.values()) / 1e6:.1f} MB, webdataset {webdataset.__version__}")
+        local(folder, rows, Generator().parts)
+        remote(folder, rows, Generator().parts)
+
+
+if __name__ == "__main__":
+    main()
