@@ -64,11 +64,11 @@ def size(uri: Uri) -> int:
 
 def identity(uri: Uri) -> str:
     """What changes if the content does: size, and in a bucket the etag. It survives a copy to another folder or machine."""
-    length = size(uri)
     if not is_remote(uri):
-        return str(length)
-    metadata = _handle(uri).metadata()
-    return f"{length}-{(metadata.get(b'ETag') or metadata.get(b'etag') or b'').decode().strip(chr(34))}"
+        return str(size(uri))
+    handle = _opened(uri)
+    metadata = handle.metadata()
+    return f"{handle.size()}-{(metadata.get(b'ETag') or metadata.get(b'etag') or b'').decode().strip(chr(34))}"
 
 
 def list_files(uri: Uri, suffixes: Collection[str] = ()) -> Iterator[str]:
@@ -106,13 +106,14 @@ def read_bytes(uri: Uri) -> bytes:
     if not is_remote(uri):
         with plainly(uri, "read"), open(split(uri)[1], "rb") as file:
             return file.read()
-    return read_range(uri, 0, size(uri))
+    return open_input(uri).read()
 
 
 def read_range(uri: Uri, offset: int, length: int) -> bytes:
     """Bytes [offset, offset + length), through a handle that stays open. Threads may call it at once.
 
-    Raises ValueError if the file ends before: it is torn, or the index is another's.
+    It is for files that are written once: an object that another process replaces keeps, here, the size it had. Raises ValueError
+    if the file ends before: it is torn, or the index is another's.
     """
     data = read_up_to(uri, offset, length)
     if len(data) != length:
@@ -148,6 +149,7 @@ def remove(uri: Uri) -> None:
 
     if exists(uri):
         persistently(uri, "remove", delete)
+        _remote_handle.cache_clear()
 
 
 def check_writable(folder: Uri) -> None:
@@ -180,7 +182,8 @@ class _Ranges(io.RawIOBase):
     """A file in a bucket, read by ranges."""
 
     def __init__(self, uri: Uri) -> None:
-        self._uri, self._size, self._position = uri, size(uri), 0
+        self._uri, self._handle, self._position = uri, _opened(uri), 0
+        self._size = self._handle.size()
 
     def readable(self) -> bool:
         return True
@@ -197,15 +200,16 @@ class _Ranges(io.RawIOBase):
         return self._position
 
     def readall(self) -> bytes:
-        data = read_range(self._uri, self._position, max(0, self._size - self._position))
+        length = max(0, self._size - self._position)
+        data = persistently(self._uri, "read", lambda: _part(self._handle, self._position, length))
         self._position += len(data)
         return data
 
     def readinto(self, buffer: Any) -> int:
-        length = max(0, min(len(buffer), self._size - self._position))
-        buffer[:length] = read_range(self._uri, self._position, length) if length else b""
-        self._position += length
-        return length
+        data = persistently(self._uri, "read", lambda: _part(self._handle, self._position, len(buffer)))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
 
 def _info(uri: Uri) -> "FileInfo":
@@ -265,15 +269,11 @@ def _matching(pattern: str, suffixes: Collection[str]) -> Iterator[str]:
 
 def _regex(found: re.Match[str]) -> str:
     """`**` stands for any number of folders; the other signs stay within one name."""
-    signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     sign = found[0]
-    if sign in signs:
-        return signs[sign]
-    return (
-        f"[{'^' * (sign[1] == '!')}{re.escape(sign[1:-1].lstrip('!'))}]".replace(r"\-", "-")
-        if sign[1:]
-        else re.escape(sign)
-    )
+    if sign[0] == "[" and sign[1:]:
+        letters = sign[1:-1].replace("\\", r"\\").replace("^", r"\^")
+        return f"[^/{letters[1:]}]" if letters[0] == "!" else f"[{letters}]"
+    return {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(sign) or re.escape(sign)
 
 
 def _wanted(name: str, suffixes: Collection[str]) -> bool:
@@ -281,23 +281,26 @@ def _wanted(name: str, suffixes: Collection[str]) -> bool:
 
 
 def _read_at(uri: Uri, offset: int, length: int) -> bytes:
-    if is_remote(uri):
-        handle = _handle(uri)
-        there = min(length, handle.size() - offset)
-        return handle.read_at(there, offset) if there > 0 else b""  # some servers refuse an empty range
-    path = split(uri)[1]
+    scheme, path = split(uri)
+    if scheme != "file":
+        return _part(_remote_handle(scheme, path, os.getpid(), settings(scheme)), offset, length)
     stat = os.stat(path)
     return _local_handle(path, stat.st_ino, stat.st_mtime_ns, stat.st_size).read_at(length, offset)
 
 
-def _handle(uri: Uri) -> Any:
-    scheme, path = split(uri)
-    return _remote_handle(scheme, path, os.getpid(), settings(scheme))
+def _part(handle: Any, offset: int, length: int) -> bytes:
+    there = min(length, handle.size() - offset)
+    return handle.read_at(there, offset) if there > 0 else b""  # some servers refuse an empty range
+
+
+def _opened(uri: Uri) -> Any:
+    filesystem, path = resolve(uri)
+    return persistently(uri, "read", lambda: filesystem.open_input_file(path))
 
 
 @functools.lru_cache(maxsize=OPEN_HANDLES)
-def _remote_handle(scheme: str, path: str, pid: int, settings: Settings) -> Any:
-    return connect(scheme, pid, settings).open_input_file(path)
+def _remote_handle(scheme: str, path: str, pid: int, found: Settings) -> Any:
+    return connect(scheme, pid, found).open_input_file(path)
 
 
 @functools.lru_cache(maxsize=OPEN_HANDLES)
@@ -368,6 +371,7 @@ def _send(uri: Uri, content: Any) -> None:
     filesystem, path = resolve(uri)
     with filesystem.open_output_stream(path) as stream:
         stream.write(content)
+    _remote_handle.cache_clear()  # one of them may be of the object that was there before
 
 
 def _is_dead(entry: "os.DirEntry[str]") -> bool:

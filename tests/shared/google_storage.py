@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from typing import ClassVar
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -13,6 +15,7 @@ class Bucket(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     objects: ClassVar[dict[str, bytes]] = {}
     begun: ClassVar[dict[str, bytes]] = {}
+    numbers: ClassVar[Iterator[int]] = count()
     name = "bucket"
 
     def do_GET(self) -> None:
@@ -37,9 +40,11 @@ class Bucket(BaseHTTPRequestHandler):
         if f"/b/{self.name}/" not in path:
             self.answer(404, {"error": {"code": 404, "message": "The specified bucket does not exist."}})
         elif query["uploadType"] == "resumable":
-            key = query.get("name") or json.loads(body)["name"]
-            self.begun[key] = b""
-            place = f"http://{self.headers['Host']}/upload/storage/v1/b/{self.name}/o?upload_id={quote(key, safe='')}"
+            upload = f"{next(self.numbers)} {query.get('name') or json.loads(body)['name']}"
+            self.begun[upload] = b""
+            place = (
+                f"http://{self.headers['Host']}/upload/storage/v1/b/{self.name}/o?upload_id={quote(upload, safe='')}"
+            )
             self.answer(200, {}, {"Location": place})
         else:
             boundary = re.search(r'boundary="?([^";]+)', self.headers["Content-Type"])[1].encode()  # type: ignore[index]
@@ -49,12 +54,14 @@ class Bucket(BaseHTTPRequestHandler):
             self.answer(200, self.facts(key))
 
     def do_PUT(self) -> None:
-        key = self.parts()[1]["upload_id"]
-        self.begun[key] += self.body()
-        if self.headers["Content-Range"].endswith("/*"):
-            self.answer(308, {}, {"Range": f"bytes=0-{len(self.begun[key]) - 1}"} if self.begun[key] else {})
+        upload = self.parts()[1]["upload_id"]
+        self.begun[upload] += self.body()
+        if self.headers.get("Content-Range", "").endswith("/*"):
+            received = len(self.begun[upload])
+            self.answer(308, {}, {"Range": f"bytes=0-{received - 1}"} if received else {})
         else:
-            self.objects[key] = self.begun.pop(key)
+            key = upload.partition(" ")[2]
+            self.objects[key] = self.begun.pop(upload)
             self.answer(200, self.facts(key))
 
     def do_DELETE(self) -> None:

@@ -69,11 +69,16 @@ def test_a_file_is_seekable(root: str) -> None:
         assert file.read() == b""
 
 
-def test_a_replaced_file_is_read_anew(tmp_path: Path) -> None:
-    uri = tmp_path / "x"
-    for content in (b"first", b"other"):
+def test_a_replaced_file_is_read_anew(root: str) -> None:
+    uri = files.join(root, "x")
+    for content in (b"first", b"longer", b"short"):
         files.write_whole(uri, content)
-        assert files.read_range(uri, 0, 5) == content
+        assert files.read_range(uri, 0, len(content)) == content
+        assert files.read_bytes(uri) == content
+        assert files.size(uri) == len(content)
+    files.remove(uri)
+    with pytest.raises(files.NotFound, match="x: no such file"):
+        files.read_range(uri, 0, 1)
 
 
 def test_listing_is_sorted_by_whole_name_and_filtered(root: str) -> None:
@@ -96,13 +101,14 @@ def test_listing_is_sorted_by_whole_name_and_filtered(root: str) -> None:
         ("a/*", ["a/1.mp4", "a/2.MP4"]),
         ("a*/[0-9].mp4", ["a/1.mp4", "a0/4.mp4"]),
         ("**/*.mp4", ["a.mp4", "a/1.mp4", "a/b/c/3.mp4", "a0/4.mp4", "é è+%20#?.mp4"]),
+        ("[!a]/[0-5].*", ["z/5.mkv"]),
         ("a/**", ["a/1.mp4", "a/2.MP4", "a/b/c/3.mp4"]),
         ("?/5.mkv", ["z/5.mkv"]),
         ("é è+%20#?.mp4", ["é è+%20#?.mp4"]),
         ("x*", []),
     ],
 )
-@pytest.mark.parametrize("root", ["local", "s3", "gs"], indirect=True)
+@pytest.mark.parametrize("root", ["local", "s3"], indirect=True)
 def test_patterns(root: str, pattern: str, expected: list[str]) -> None:
     plant(root)
     assert list(files.list_files(files.join(root, pattern))) == [files.join(root, name) for name in expected]
