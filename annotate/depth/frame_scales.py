@@ -1,15 +1,12 @@
 """One unit for depth that a network gave frame by frame, each frame in its own: what flow links must be equally far."""
 
-from itertools import pairwise
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
 
-from annotate.flow.pairs import PairFlows
 from shared import camera, warp
-from shared.clip import KEY_STRIDE, Cameras
+from shared.clip import KEY_STRIDE, AnnotatedClip, Cameras
 
 STEP_PX = 4
 MIN_POINTS = 100
@@ -19,9 +16,9 @@ ANCHOR_WEIGHT = 0.3
 
 
 def frame_scales(
-    z: Float32[np.ndarray, "T H W"], valid: Bool[np.ndarray, "T H W"], pairs: PairFlows, cameras: Cameras | None
+    z: Float32[np.ndarray, "T H W"], valid: Bool[np.ndarray, "T H W"], clip: AnnotatedClip
 ) -> Float64[np.ndarray, " T"]:
-    """Factors, with median 1, under which z agrees from frame to frame.
+    """Factors, with median 1, under which z agrees from frame to frame. The clip has its flow, and its cameras if it can.
 
     Least squares in ln s: neighbors give ln s_{t+1} − ln s_t, the median over points that flow links; where cameras move enough,
     the depth they triangulate anchors the key frames, so that errors cannot add up, and motion along the axis is allowed for.
@@ -29,10 +26,10 @@ def frame_scales(
     num_frames = len(z)
     if num_frames == 1:
         return np.ones(1)
-    anchors = {} if cameras is None else _anchors(z, valid, pairs, cameras)
+    anchors = _anchors(z, valid, clip)
     unit = _filled_in(anchors, num_frames)
     rows, wanted, weights = [], [], []
-    for t, step in _steps(z, valid, pairs, cameras, unit):
+    for t, step in _steps(z, valid, clip, unit):
         rows.append(np.eye(num_frames)[t + 1] - np.eye(num_frames)[t])
         wanted.append(step)
         weights.append(1.0)
@@ -48,34 +45,37 @@ def frame_scales(
     return np.exp(log_scale - np.median(log_scale))
 
 
-def _steps(
-    z: np.ndarray, valid: np.ndarray, pairs: PairFlows, cameras: Cameras | None, unit: np.ndarray | None
-) -> list[tuple[int, float]]:
+def _steps(z: np.ndarray, valid: np.ndarray, clip: AnnotatedClip, unit: np.ndarray | None) -> list[tuple[int, float]]:
     """(t, ln of what z of frame t + 1 is to be multiplied by to agree with frame t)."""
     found = []
     for t in range(len(z) - 1):
-        uv, ends = _linked(pairs, t, t + 1)
+        assert clip.flow is not None
+        uv, ends = _linked(clip.flow.forward[t], clip.flow.backward[t])
         here, there = _read(z[t], valid[t], uv), _read(z[t + 1], valid[t + 1], ends)
         expected = here
-        if cameras is not None and unit is not None:
-            expected = _seen_from_next(here, uv, cameras, t, float(np.exp(unit[t])))
+        if clip.cameras is not None and unit is not None:
+            expected = _seen_from_next(here, uv, clip.cameras, t, float(np.exp(unit[t])))
         ratio = torch.log(expected[(both := (here > 0) & (there > 0) & (expected > 0))] / there[both])
         if len(ratio) >= MIN_POINTS:
             found.append((t, float(ratio.median())))
     return found
 
 
-def _anchors(z: np.ndarray, valid: np.ndarray, pairs: PairFlows, cameras: Cameras) -> dict[int, float]:
+def _anchors(z: np.ndarray, valid: np.ndarray, clip: AnnotatedClip) -> dict[int, float]:
     """ln(z / triangulated depth) of key frames, from flow to the next key frame (of the last: to the one before)."""
-    keys = list(range(0, len(z), KEY_STRIDE))
-    found = {}
-    for here, there in (*pairwise(keys), *[(keys[-1], k) for k in keys[-2:-1]]):
-        uv, ends = _linked(pairs, here, there)
-        inverse, parallax_px = _inverse_depth(uv, ends, cameras, here, there)
-        ratio = _read(z[here], valid[here], uv) * inverse
+    found: dict[int, float] = {}
+    if clip.cameras is None or clip.key_flow is None or not len(clip.key_flow.forward):
+        return found
+    forward, backward = clip.key_flow.forward, clip.key_flow.backward
+    links = [(k, k + 1, forward[k], backward[k]) for k in range(len(forward))]
+    links.append((len(forward), len(forward) - 1, backward[-1], forward[-1]))
+    for here, there, way, way_back in links:
+        uv, ends = _linked(way, way_back)
+        inverse, parallax_px = _inverse_depth(uv, ends, clip.cameras, here * KEY_STRIDE, there * KEY_STRIDE)
+        ratio = _read(z[here * KEY_STRIDE], valid[here * KEY_STRIDE], uv) * inverse
         known = (ratio > 0) & (parallax_px > MIN_PARALLAX_PX)
         if known.sum() >= MIN_POINTS:
-            found[here] = float(torch.log(ratio[known]).median())
+            found[here * KEY_STRIDE] = float(torch.log(ratio[known]).median())
     return found
 
 
@@ -85,12 +85,12 @@ def _filled_in(anchors: dict[int, float], num_frames: int) -> np.ndarray | None:
     return np.interp(np.arange(num_frames), list(anchors), list(anchors.values()))
 
 
-def _linked(pairs: PairFlows, here: int, there: int) -> tuple[Tensor, Tensor]:
+def _linked(way: np.ndarray, way_back: np.ndarray) -> tuple[Tensor, Tensor]:
     """Pixel positions of one frame and where flow takes them, where the way back agrees."""
-    forward, backward = torch.from_numpy(pairs.get(np.array([(here, there), (there, here)]))).split(1)
-    uv = camera.pixel_centers(*pairs.size, like=forward)[::STEP_PX, ::STEP_PX].flatten(0, 1)
-    moved = forward[0, ::STEP_PX, ::STEP_PX].flatten(0, 1)
-    _, agrees = warp.cycle(moved[None], backward, uv)
+    forward, backward = torch.from_numpy(way), torch.from_numpy(way_back)
+    uv = camera.pixel_centers(*way.shape[:2], like=forward)[::STEP_PX, ::STEP_PX].flatten(0, 1)
+    moved = forward[::STEP_PX, ::STEP_PX].flatten(0, 1)
+    _, agrees = warp.cycle(moved[None], backward[None], uv)
     return uv[agrees[0]], (uv + moved)[agrees[0]]
 
 

@@ -70,11 +70,12 @@ class Loaded:
         if clip.depth is not None:
             return clip
         from annotate.depth.frame_scales import frame_scales
-        from annotate.flow.pairs import PairFlows
+        from annotate.flow_slots import fill_flow
         from annotate.networks.moge import focal_px
 
+        clip = fill_flow(clip, flow)
         z, valid, focal = self._per_frame(clip)
-        scales = frame_scales(z, valid, PairFlows.of(clip.rgb, flow), clip.cameras)
+        scales = frame_scales(z, valid, clip)
         z = np.where(valid, z * scales[:, None, None], 0).astype(np.float32)
         scores = {"depth_valid": float(valid.mean()), "depth_scale_spread": float(np.log(scales).std())}
         if focal is not None:

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from annotate.annotator import PairFlow
 from annotate.depth import moge as annotator
 from annotate.depth.frame_scales import frame_scales
 from annotate.depth.moge import Loaded
-from annotate.flow.pairs import PairFlows
 from annotate.networks import moge
 from annotate.networks.moge import MoGe
 from shared.clip import AnnotatedClip
@@ -154,23 +154,13 @@ def test_constant_images_are_finite(tiny):
     assert torch.isfinite(raw_valid).all()
 
 
-class TrueFlow:
-    """Flow of the scene itself, between frames that are one or four apart."""
+class NoFlow:
+    """These clips have theirs."""
 
-    source = "truth"
-
-    def __init__(self, clip: AnnotatedClip) -> None:
-        self.known = {}
-        for flow in (clip.flow, clip.key_flow):
-            for p, (there, back) in enumerate(zip(flow.forward, flow.backward)):
-                first = p * (1 if flow.stride == 1 else flow.stride)
-                self.known[first, first + flow.stride] = there
-                self.known[first + flow.stride, first] = back
+    source = "none"
 
     def __call__(self, rgb, pairs):
-        from annotate.annotator import PairFlow
-
-        return PairFlow(flow=np.stack([self.known[i, j] for i, j in pairs.tolist()]))
+        return PairFlow(flow=np.zeros((len(pairs), *rgb.shape[1:3], 2), np.float32))
 
 
 @pytest.mark.parametrize(
@@ -180,18 +170,16 @@ def test_frames_come_to_one_unit(kind, with_cameras, allowed):
     clip = scene.clip(kind, frames=9, height=120, width=160, focal=150.0)
     units = np.exp(filling.unit("units", 9) * 0.5)
     z = (clip.depth.z * units[:, None, None]).astype(np.float32)
-    pairs = PairFlows.of(clip.rgb, TrueFlow(clip))
-    scales = frame_scales(z, clip.depth.valid, pairs, clip.cameras if with_cameras else None)
+    scales = frame_scales(z, clip.depth.valid, clip if with_cameras else clip.with_(cameras=None))
     left = np.log(scales * units)
     assert np.abs(left - left.mean()).max() < allowed
 
 
 def test_one_frame_and_frames_without_depth_keep_their_unit():
     clip = scene.clip("lateral", frames=9, height=120, width=160, focal=150.0)
-    pairs = PairFlows.of(clip.rgb, TrueFlow(clip))
-    assert frame_scales(clip.depth.z[:1], clip.depth.valid[:1], pairs, None).tolist() == [1]
+    assert frame_scales(clip.depth.z[:1], clip.depth.valid[:1], clip).tolist() == [1]
     nothing = np.zeros_like(clip.depth.valid)
-    assert frame_scales(clip.depth.z, nothing, pairs, None).tolist() == [1] * 9
+    assert frame_scales(clip.depth.z, nothing, clip).tolist() == [1] * 9
 
 
 class Oracle(nn.Module):
@@ -217,7 +205,7 @@ def test_the_annotator_gives_depth_in_one_unit_and_the_focal_length():
     truth = scene.clip("lateral", frames=9, height=120, width=160, focal=150.0)
     bare = truth.with_(depth=None)
     loaded = Loaded(annotator.MoGe(), Oracle(truth, empty={3}))
-    clip = loaded(bare, TrueFlow(truth))
+    clip = loaded(bare, NoFlow())
     assert not clip.depth.valid[3].any()
     assert clip.depth.z[3].max() == 0
     both = clip.depth.valid & truth.depth.valid
@@ -225,12 +213,12 @@ def test_the_annotator_gives_depth_in_one_unit_and_the_focal_length():
     assert np.abs(ratio - np.median(ratio)).max() < 0.05
     assert clip.scores["depth_focal_px"] == pytest.approx(150, rel=0.01)
     assert not clip.depth.metric
-    assert loaded(clip, TrueFlow(truth)) is clip
+    assert loaded(clip, NoFlow()) is clip
 
 
 def test_an_empty_clip_has_no_depth_and_no_focal():
     truth = scene.clip("lateral", frames=9, height=120, width=160, focal=150.0)
-    clip = Loaded(annotator.MoGe(), Oracle(truth, empty=set(range(9))))(truth.with_(depth=None), TrueFlow(truth))
+    clip = Loaded(annotator.MoGe(), Oracle(truth, empty=set(range(9))))(truth.with_(depth=None), NoFlow())
     assert not clip.depth.valid.any()
     assert "depth_focal_px" not in clip.scores
 
@@ -238,6 +226,6 @@ def test_an_empty_clip_has_no_depth_and_no_focal():
 def test_the_network_runs_behind_the_annotator(tiny):
     truth = scene.clip("lateral", frames=9, height=120, width=160, focal=150.0)
     bare = replace(truth, rgb=truth.rgb[:2], frames=truth.frames[:2], **dict.fromkeys(SLOTS))
-    clip = Loaded(annotator.MoGe(level=0, frames_at_once=3), tiny)(bare, TrueFlow(truth))
+    clip = Loaded(annotator.MoGe(level=0, frames_at_once=3), tiny)(bare, NoFlow())
     assert clip.depth.source == "moge-1"
     assert np.isfinite(clip.depth.z).all()
