@@ -136,8 +136,8 @@ def seal(facts: dict[str, Any]) -> bytes:
     try:
         return _canonical(facts | {"seal": checksum(_canonical(facts))}) + b"\n"
     except ValueError:
-        bad = {name: score for name, score in facts.get("scores", {}).items() if not np.isfinite(score)}
-        raise ValueError(f"{facts.get('id', 'json')}: scores {bad or 'or facts'} are not finite") from None
+        bad = {name: score for name, score in facts.get("scores", facts.get("row", {})).items() if score != score}
+        raise ValueError(f"{facts.get('id', facts.get('clip_id'))}: {bad or 'a score'} is not finite") from None
 
 
 def unseal(data: bytes) -> dict[str, Any]:

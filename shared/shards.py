@@ -41,7 +41,7 @@ __all__ = [
 Members = Mapping[str, bytes]
 Row = Mapping[str, Any]
 
-LOCAL_GAP_BYTES = 64 << 10
+LOCAL_GAP_BYTES = 0  # another local read costs less than taking one apart: every member of a tar stands alone
 REMOTE_GAP_BYTES = 4 << 20
 """Members that are closer than this are read at once: reading on costs less than asking again."""
 
@@ -73,7 +73,7 @@ def index_row(
         "annotators": {slot: part.source for slot, part in filled.items()},
         "annotator_licences": sorted(set(annotator_licences)),
         "degenerate": clip.cameras.degenerate if clip.cameras else None,
-        "metric": bool(filled.get("depth", clip.cameras) and filled.get("depth", clip.cameras).metric),
+        "metric": scaled.metric if (scaled := clip.depth or clip.cameras) else None,
         "work_key": work_key,
         **{SCORE + name: float(score) for name, score in clip.scores.items()},
     }
@@ -132,7 +132,8 @@ def iter_index(shards_uri: files.Uri) -> Iterator[pa.Table]:
     """
     folder, name = _place(shards_uri)
     if name is None:
-        yield from map(_index, files.list_files(folder, (".parquet",)))
+        found = files.list_files(folder, (".parquet",))
+        yield from (_index(uri) for uri in found if uri.rpartition("/")[0] == folder)
     elif files.exists(index_uri := _uris(folder, name)[1]):
         yield _index(index_uri)
     else:
@@ -170,9 +171,10 @@ def read_members(root_uri: files.Uri, row: Row, parts: Collection[str] | None = 
     members: dict[str, bytes] = {}
     for group in _neighbors(wanted, REMOTE_GAP_BYTES if files.is_remote(uri) else LOCAL_GAP_BYTES):
         first = group[0]["offset"]
-        data = memoryview(files.read_up_to(uri, first, group[-1]["offset"] + group[-1]["size"] - first))
+        data = files.read_up_to(uri, first, group[-1]["offset"] + group[-1]["size"] - first)
         for part in group:
-            member = bytes(data[part["offset"] - first :][: part["size"]])
+            begin = part["offset"] - first
+            member = data[begin : begin + part["size"]]  # of a lone member: data itself, not a copy
             if len(member) < part["size"]:
                 raise ValueError(
                     f"{uri}: clip {row['clip_id']}: {part['name']} is torn: {len(member)} of {part['size']} bytes"
@@ -304,6 +306,7 @@ def _uris(folder: files.Uri, name: str) -> tuple[str, str]:
 def _place(shards_uri: files.Uri) -> tuple[str, str | None]:
     """The folder of shards, and the name of the shard if one was asked for."""
     uri = os.fspath(shards_uri).rstrip("/")
+    uri = files.split(uri)[1] if uri.startswith("file://") else uri
     if uri.endswith(".tar"):
         folder, _, base = uri.rpartition("/")
         return folder or ".", base.removesuffix(".tar")

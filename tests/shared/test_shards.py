@@ -97,7 +97,7 @@ def test_what_does_not_fit_names_clip_and_member(make_clip: MakeClip) -> None:
     far = dataclasses.replace(clip.flow, backward=clip.flow.backward + 5000)
     with pytest.raises(ValueError, match=r"^a1b2c3d4: flow.backward: reaches 50\d\d\.?\d* px, expected at most 1023"):
         shards.encode(clip.with_(flow=far), COMPACT)
-    with pytest.raises(ValueError, match=r"a1b2c3d4: scores {'bad': nan}"):
+    with pytest.raises(ValueError, match=r"a1b2c3d4: {'bad': nan} is not finite"):
         shards.encode(clip.with_(scores={"bad": float("nan")}), COMPACT)
 
 
@@ -308,6 +308,13 @@ def test_a_broken_index_is_refused_in_one_sentence(tmp_path: Path, content: byte
         shards.read_index(tmp_path)
 
 
+def test_only_the_folder_itself_is_looked_at(make_clip: MakeClip, tmp_path: Path) -> None:
+    shards.write_shard(tmp_path / "old", "s-000000", [item(make_clip("b0"))])
+    shards.write_shard(tmp_path, "s-000000", [item(make_clip())])
+    for folder in (tmp_path, tmp_path.as_uri(), f"{tmp_path}/", str(tmp_path / "s-000000.tar")):
+        assert [clip.id for clip in shards.read_clips(folder)] == ["a1b2c3d4"]
+
+
 def test_no_folder_and_no_shards(tmp_path: Path) -> None:
     assert shards.read_index(tmp_path).schema == INDEX
     assert list(shards.read_clips(tmp_path)) == []
@@ -354,6 +361,8 @@ def test_an_artifact_comes_back_whole(make_clip: MakeClip, tmp_path: Path) -> No
     clip_id, members, row = item(make_clip())
     shards.write_artifact(tmp_path / "spool" / "a1b2c3d4.tar", clip_id, members, row)
     assert shards.read_artifact(tmp_path / "spool" / "a1b2c3d4.tar") == (clip_id, members, row)
+    with pytest.raises(ValueError, match=r"x: {'score.a': nan} is not finite"):
+        shards.write_artifact(tmp_path / "bad", "x", {}, {"score.a": float("nan")})
     shards.write_artifact(tmp_path / "bad", "f00", {}, {"status": "failed", "reason": "café"})
     assert shards.read_artifact(tmp_path / "bad") == ("f00", {}, {"status": "failed", "reason": "café"})
 
