@@ -6,6 +6,7 @@ Ray is asked for placement and calls only: actors never restart and Ray retries 
 import concurrent.futures
 import logging
 import os
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,6 +208,7 @@ def _ray(address: str | None) -> tuple[Any, bool]:
             **quiet,
         )
         return ray, True
+    _check_address(address)
     try:
         ray.init(address=address, runtime_env=runtime_env(), **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -214,6 +216,19 @@ def _ray(address: str | None) -> tuple[Any, bool]:
             f"--address {address}: no Ray cluster answers ({' '.join(str(error).split())[:200]})"
         ) from None
     return ray, True
+
+
+def _check_address(address: str) -> None:
+    """Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition(":")
+    if "://" in address or not colon or not port.isdigit():
+        raise ValueError(f"--address {address}: expected host:port of the cluster's head, or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ValueError(f"--address {address}: no Ray cluster answers ({error})") from None
 
 
 def runtime_env() -> dict[str, Any]:

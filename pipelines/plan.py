@@ -7,12 +7,12 @@ pieces are worked off: what is new then becomes a further piece. Nothing that wa
 import hashlib
 import itertools
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import yaml
 
 from pipelines.sources import Entry, entries
 from shared import files
@@ -141,12 +141,23 @@ def remove(out: str, run: str) -> None:
         files.remove(uri)
 
 
-def num_videos(out: str) -> int:
-    """How many videos the newest plan of OUT holds."""
-    counts = Counter(dict.fromkeys(runs(out), 0))
-    for uri in _pieces(out):
-        counts[_header(uri)["run"]] += files.read_bytes(uri).count(b"\n") - 1
-    return max(counts.values(), default=0)
+def current(out: str) -> str | None:
+    """The run that OUT's recipe.yaml belongs to; None: there is none."""
+    found = runs(out)
+    if not found:
+        return None
+    recipe = yaml.safe_load(files.read_bytes(files.join(out, "recipe.yaml")))
+    mine = digest({name: knobs for name, knobs in recipe.items() if name not in _WITHOUT})
+    return next((name for name, header in found.items() if header["recipe"] == mine), None)
+
+
+def size(out: str, run: str) -> tuple[int, int]:
+    """How many videos and blocks a run has planned so far."""
+    videos, last = 0, -1
+    for uri in _pieces(out, run):
+        lines = files.read_bytes(uri).splitlines()
+        videos, last = videos + len(lines) - 1, json.loads(lines[-1])["block"]
+    return videos, last + 1
 
 
 def _pieces(out: str, run: str = "") -> list[str]:

@@ -19,7 +19,8 @@ class Status:
     videos: int
     funnel: Funnel
     blocks: int
-    """Committed."""
+    committed: int
+    """Of those."""
     first: float | None
     """Unix times of the ledger's first and last event."""
     last: float | None
@@ -37,18 +38,28 @@ class Status:
 def read(out: str) -> Status:
     """Raises ValueError if OUT holds no run."""
     out = sources.absolute(out)
-    if not plan.runs(out):
+    run = plan.current(out)
+    if run is None:
         raise ValueError(f"{out}: holds no run of worldreel annotate")
     funnel, ends, first, last = Funnel(), [], None, None
-    for _, events in ledger.read(out):
+    for name, events in ledger.read(out):
+        if not name.startswith(f"{run}-"):
+            continue
         funnel += count(ledger.standings(events).values())
         ends += [event["time"] for event in events if event["event"] == "done" and event.get("kind") == "clip"]
         first = min(filter(None, (first, events[0]["time"] if events else None)), default=None)
         last = max(filter(None, (last, events[-1]["time"] if events else None)), default=None)
     recent = sum(moment > (last or 0) - 600 for moment in ends)
-    blocks = len(packing.committed_blocks(files.join(out, "shards")))
+    videos, blocks = plan.size(out, run)
+    done = packing.committed_blocks(files.join(out, "shards"))
     return Status(
-        videos=plan.num_videos(out), funnel=funnel, blocks=blocks, first=first, last=last, recent_clips=recent
+        videos=videos,
+        funnel=funnel,
+        blocks=blocks,
+        committed=sum(name.startswith(f"{run}-") for name in done),
+        first=first,
+        last=last,
+        recent_clips=recent,
     )
 
 
@@ -64,6 +75,7 @@ def as_dict(status: Status) -> dict[str, Any]:
         "videos": status.videos,
         **status.funnel.as_dict(),
         "blocks": status.blocks,
+        "blocks_committed": status.committed,
         "complete": complete(status),
         "first_event": status.first,
         "last_event": status.last,
@@ -91,8 +103,7 @@ def lines(status: Status) -> list[str]:
 
 def complete(status: Status) -> bool:
     """True: everything that was planned is committed."""
-    funnel = status.funnel
-    return funnel.blocks_committed == status.blocks and funnel.videos_cut + funnel.videos_failed == status.videos
+    return status.committed == status.blocks
 
 
 def _seconds_a_clip(status: Status) -> float:

@@ -94,7 +94,7 @@ def test_a_plan_is_pinned_and_grows_only_at_its_end(folder: Path, tmp_path: Path
     (folder / "b.mp4").unlink()
     (folder / "aa.mp4").write_bytes(b"x")
     assert _blocks(out, folder) == [*first, ("run-000002", ["aa.mp4"])]
-    assert plan.num_videos(str(out)) == 4
+    assert plan.size(str(out), "run") == (4, 3)
 
 
 def test_a_video_listed_twice_is_planned_once(folder: Path, tmp_path: Path) -> None:
