@@ -1,6 +1,7 @@
 """One image and a prompt -> a clip with all that the paper lists: RGB, depth, points, cameras, flow, scene flow, a motion mask."""
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +16,16 @@ from train.noise import Noise
 
 FPS = 8.0
 """The rate of the base model and of every clip it was trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How latents are drawn: deterministic DDIM over `steps` trailing times, from pure noise at the last."""
+
+    steps: int = 50
+    guidance: float = 6.0
+    """Constant, and on both latents; 1 saves half of the work."""
+    seed: int = 0
 
 
 @torch.no_grad()
@@ -32,57 +43,75 @@ def generate(
 ) -> AnnotatedClip:
     """The clip that begins with `image` (resized to cover, center-cropped). The same arguments give the same clip.
 
-    Deterministic DDIM over `steps` trailing times, from pure noise at the last. `guidance` is constant and acts on both latents;
-    1 saves half of the work. Lengths are in units of the scene: nothing here is metric.
+    Lengths are in units of the scene: nothing here is metric. See `Sampler` for the last three.
 
     Raises ValueError if the size is not one of the model's.
     """
     sample.check_size(frames, height, width)
+    sampler = Sampler(steps=steps, guidance=guidance, seed=seed)
     first = sample.image(image, height, width).to(models.device)
-    noise = Noise(seed=seed, positions=(0,))
-    z0 = _denoise(models, first, prompt, frames, noise, steps=steps, guidance=guidance)
+    z0 = denoise(models, first, prompt, frames, sampler)
+    name = _name(image, prompt, (frames, height, width), sampler)
+    return decoded(models, z0, name, prompt)
+
+
+def decoded(models: Models, z0: Float[Tensor, "1 F Z h w"], name: str, prompt: str) -> AnnotatedClip:
+    """Both videos and everything the decoder says of clean latents."""
     rgb = latents.decode(models.vae, z0[:, :, : dit.CHANNELS])[0]
     geometry = latents.decode(models.vae, z0[:, :, dit.CHANNELS :])[0] if dit.has_geometry(models.dit) else None
     predicted = models.dpt(z0[:, :, : dit.CHANNELS] if models.dpt.knobs.reads == "rgb" else z0[:, :, dit.CHANNELS :])
     clip = Clip(
-        id=_name(image, prompt, seed, (frames, height, width), (float(steps), guidance)),
+        id=name,
         rgb=((rgb.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy(),
         fps=FPS,
         source="generated",
-        frames=np.arange(frames),
+        frames=np.arange(len(rgb)),
         caption=prompt,
     )
     return outputs.annotated(clip, predicted, geometry, min_flow_diagonals=models.knobs.latent.min_flow_diagonals)
 
 
-def _denoise(
+def denoise(
     models: Models,
     first: Float[Tensor, "H W 3"],
     prompt: str,
     frames: int,
-    noise: Noise,
-    *,
-    steps: int,
-    guidance: float,
+    sampler: Sampler,
+    known: Float[Tensor, "1 M Z h w"] | None = None,
 ) -> Float[Tensor, "1 F Z h w"]:
-    """The clean latents."""
+    """Clean latents of a clip that begins with `first`. `known` latents of its first frames, if any, are held to."""
+    noise = Noise(seed=sampler.seed, positions=(0,))
     num_latent, cells = (frames - 1) // 4 + 1, (first.shape[0] // 8, first.shape[1] // 8)
-    xt = noise.normal("start", (num_latent, models.dit.config.out_channels, *cells), first)
+    xt = start = noise.normal("start", (num_latent, models.dit.config.out_channels, *cells), first)
     condition = latents.image_condition(models.vae, first[None], num_latent, noise, blur=False)
-    prompts = [prompt] if guidance == 1 else [prompt, ""]
+    prompts = [prompt] if sampler.guidance == 1 else [prompt, ""]
     text = models.text(prompts).to(first.device)
     condition = condition.expand(len(prompts), -1, -1, -1, -1)
-    times = diffusion.trailing(steps, len(models.alpha_bar)).tolist()
+    times = diffusion.trailing(sampler.steps, len(models.alpha_bar)).tolist()
     for t, t_next in zip(times, [*times[1:], None]):
         a = models.alpha_bar[t : t + 1].to(first.device)
         a_next = torch.ones_like(a) if t_next is None else models.alpha_bar[t_next : t_next + 1].to(first.device)
+        xt = _hold(xt, known, start, a)
         both = xt.expand(len(prompts), -1, -1, -1, -1)
         v = dit.predict(models.dit, both, condition, text, torch.full((len(prompts),), t, device=first.device))
-        xt = diffusion.ddim(xt, diffusion.guided(v[:1], v[-1:], guidance), a, a_next)
-    return xt
+        xt = diffusion.ddim(xt, diffusion.guided(v[:1], v[-1:], sampler.guidance), a, a_next)
+    return _hold(xt, known, start, torch.ones_like(models.alpha_bar[:1]).to(first.device))
 
 
-def _name(image: np.ndarray, prompt: str, seed: int, size: tuple[int, ...], sampler: tuple[float, ...]) -> str:
+def _hold(
+    xt: Float[Tensor, "1 F Z h w"],
+    known: Float[Tensor, "1 M Z h w"] | None,
+    start: Float[Tensor, "1 F Z h w"],
+    a: Float[Tensor, " 1"],
+) -> Float[Tensor, "1 F Z h w"]:
+    """The known latents, as noisy as the others are, in the first places."""
+    if known is None:
+        return xt
+    num = known.shape[1]
+    return torch.cat((diffusion.noised(known, start[:, :num], a), xt[:, num:]), dim=1)
+
+
+def _name(image: np.ndarray, prompt: str, size: tuple[int, ...], sampler: Sampler) -> str:
     digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=12)
-    digest.update(f"{image.shape}/{prompt}/{seed}/{size}/{sampler}".encode())
+    digest.update(f"{image.shape}/{prompt}/{size}/{sampler}".encode())
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from train.models import dit
 from train.models.parts import Models
 from train.noise import Noise
 from train.sample import Batch
-from train.stages import Compressor, Decoder, Generator, Joint, SelfSupervised
+from train.stages import Decoder, Generator, Joint, SelfSupervised
 
 Losses = dict[str, Tensor]
 
@@ -53,26 +53,6 @@ def self_supervised(stage: SelfSupervised, models: Models, batch: Batch, total_w
     predicted = models.dpt(_clean(models, batch))
     found = terms.self_supervising(stage.supervision, predicted, batch)
     return _means(found, terms.weighted(stage.supervision, found), batch, total_weight)
-
-
-def compressor(stage: Compressor, models: Models, batch: Batch, noise: Noise, total_weight: Tensor | None) -> Losses:
-    """mean |video - D(E(video))| of both videos, and the divergence of their latents from a unit normal."""
-    geometry, _ = latents.geometry_video(batch, models.knobs.latent)
-    found: Losses = {}
-    for name, video in (("rgb", batch.rgb), ("geometry", geometry)):
-        posterior = models.vae.encode(video.permute(0, 4, 1, 2, 3)).latent_dist
-        drawn = noise.normal(f"{name}_posterior", tuple(posterior.mean.shape[1:]), posterior.mean)
-        again = models.vae.decode(posterior.mean + posterior.std * drawn).sample.permute(0, 2, 3, 4, 1)
-        found[f"{name}_l1"] = (again - video).abs().flatten(1).mean(1)
-        found[f"{name}_kl"] = _divergence(posterior.mean, posterior.logvar)
-    weights = {name: stage.kl_weight if name.endswith("_kl") else 1.0 for name in found}
-    total = torch.stack([weights[name] * value for name, value in found.items()]).sum(0)
-    return _means(found, total, batch, total_weight)
-
-
-def _divergence(mean: Float[Tensor, "B C F h w"], logvar: Float[Tensor, "B C F h w"]) -> Float[Tensor, " B"]:
-    """mean (μ² + σ² - 1 - ln σ²) / 2: nats a number away from a unit normal."""
-    return ((mean.square() + logvar.exp() - 1 - logvar) / 2).flatten(1).mean(1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

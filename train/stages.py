@@ -131,27 +131,7 @@ class SelfSupervised(Knobs):
         return objectives.self_supervised(self, models, batch, total_weight)
 
 
-class Compressor(Knobs):
-    """0, for the free bases only, whose VAE starts as plain averages: it learns to pass RGB and geometry through its latent."""
-
-    kind: Literal["compressor"] = "compressor"
-    kl_weight: Weight = 1e-4
-    """Keeps latents near unit size, as diffusion expects them."""
-
-    @property
-    def parts(self) -> frozenset[str]:
-        return LATENT
-
-    def trainable(self, models: Models) -> Modules:
-        return {"vae": models.vae}
-
-    def loss(self, models: Models, batch: Batch, noise: Noise, total_weight: Tensor | None = None) -> Losses:
-        from train import objectives
-
-        return objectives.compressor(self, models, batch, noise, total_weight)
-
-
-STAGES = Annotated[Generator | Decoder | Joint | SelfSupervised | Compressor, Field(discriminator="kind")]
+STAGES = Annotated[Generator | Decoder | Joint | SelfSupervised, Field(discriminator="kind")]
 """Choose one by its `kind`."""
 
 

@@ -12,9 +12,9 @@ from shared.knobs import Knobs
 from train import models, sample, stages
 from train.models.parts import Models
 from train.noise import Noise
-from train.stages import ARMS, STAGES, Compressor, Decoder, Generator, Joint, SelfSupervised
+from train.stages import ARMS, STAGES, Decoder, Generator, Joint, SelfSupervised
 
-ALL = (Generator(), Decoder(), Joint(), SelfSupervised(), Compressor())
+ALL = (Generator(), Decoder(), Joint(), SelfSupervised())
 NOISE = Noise(seed=0, positions=(4, 5))
 
 

@@ -1,7 +1,7 @@
 """Weights by hand for a video VAE that nobody has trained: a latent of averages over 4 x 4 pixels and 4 frames.
 
 A VAE with random weights loses most of what it is shown, and to train one takes longer than all the small things built on it. So
-free bases start as the plainest compression that the real architecture can express, and learn from there. Twelve of the 16 latent
+free bases have the plainest compression that the real architecture can express. Twelve of the 16 latent
 channels are the four quarters of a cell, for each of three colors; the residual branches start at zero, as the identity.
 
 The two layers that are not linear are undone. Every signal x goes in twice, as x and -x: silu(x) - silu(-x) = x. And the one group
