@@ -32,6 +32,7 @@ LOG_STEP = 1e-3
 FLOW_STEPS_PX = (1 / 64, 1 / 32)
 _CENTER = 32768  # the u16 code of a flow of 0
 _HALF_EXPONENT = 14  # f16 ends at 65504, just under 2^16: room for rounding up
+_FIRST_EXPONENT = -126  # of f32
 _UNCERTAINTY_BITS = 3  # of f16's ten that are rounded away
 _LAST_EXPONENT = math.log(np.finfo(np.float32).max)
 _GOP = 12
@@ -250,7 +251,9 @@ def _pack_half(array: Float32[np.ndarray, "*shape"], delta: bool = False, drop_b
     if not np.isfinite(array).all():
         raise ValueError(f"{np.count_nonzero(~np.isfinite(array))} values are not finite")
     largest = float(np.abs(array).max(initial=0))
-    exponent = math.frexp(largest)[1] - _HALF_EXPONENT if largest else 0
+    if largest >= 2.0**127:
+        raise ValueError(f"reaches {largest:g}, expected less than 1.7e38")
+    exponent = max(math.frexp(largest)[1] - _HALF_EXPONENT, _FIRST_EXPONENT) if largest else 0
     half = np.ldexp(array, -exponent).astype(np.float16).view(np.uint16)
     half = _planar(half) if half.ndim == 4 else half
     if drop_bits:

@@ -83,7 +83,7 @@ def half_error(array: np.ndarray, relative: float) -> np.ndarray:
     return np.maximum(relative * np.abs(array), 2.0**-38 * np.abs(array).max(initial=0)).astype(float)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e30])
+@pytest.mark.parametrize("scale", [1e-34, 1e-6, 1.0, 1e36])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_scene_flow_and_points_keep_their_error_at_any_scale(shape: tuple[int, int, int], scale: float) -> None:
     array = (scale * RANDOM.standard_normal((*shape, 3)) * np.exp(RANDOM.uniform(-20, 2, (*shape, 3)))).astype(
@@ -98,6 +98,14 @@ def test_scene_flow_and_points_keep_their_error_at_any_scale(shape: tuple[int, i
         assert found.shape == array.shape
         assert (found[array == 0] == 0).all()
         assert (np.abs(found.astype(float) - array) <= half_error(array, 2.0**-11)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, 3e38])
+def test_scene_flow_refuses_what_is_no_displacement(bad: float) -> None:
+    array = np.zeros((1, 2, 2, 3), np.float32)
+    array[0, 1, 1, 2] = bad
+    with pytest.raises(ValueError, match=r"1 values are not finite|reaches 3e\+38, expected less than 1\.7e38"):
+        codecs.encode_scene_flow(array)
 
 
 def test_a_static_world_costs_next_to_nothing() -> None:
