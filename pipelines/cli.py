@@ -99,6 +99,17 @@ def evaluate_labels(
 
 
 @app.command()
+def calibrate(
+    clips: Annotated[str, typer.Argument(help="A run's folder whose labels are true.")],
+    to: Annotated[str | None, typer.Option(help="Also write the page here, as Markdown.")] = None,
+) -> None:
+    """Make true labels wrong in controlled ways and print the precision and recall of every gate."""
+    from pipelines import calibration
+
+    calibration.run(clips, to)
+
+
+@app.command()
 def status(
     out: Out,
     json_: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
