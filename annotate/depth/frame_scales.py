@@ -87,7 +87,7 @@ def _filled_in(anchors: dict[int, float], num_frames: int) -> np.ndarray | None:
 
 def _linked(way: np.ndarray, way_back: np.ndarray) -> tuple[Tensor, Tensor]:
     """Pixel positions of one frame and where flow takes them, where the way back agrees."""
-    forward, backward = torch.from_numpy(way), torch.from_numpy(way_back)
+    forward, backward = torch.tensor(way), torch.tensor(way_back)
     uv = camera.pixel_centers(*way.shape[:2], like=forward)[::STEP_PX, ::STEP_PX].flatten(0, 1)
     moved = forward[::STEP_PX, ::STEP_PX].flatten(0, 1)
     _, agrees = warp.cycle(moved[None], backward[None], uv)
@@ -102,12 +102,12 @@ def _read(z: np.ndarray, valid: np.ndarray, uv: Tensor) -> Tensor:
 
 
 def _next_from_this(cameras: Cameras, here: int, there: int) -> Tensor:
-    world_from_cam = torch.from_numpy(cameras.world_from_cam)
+    world_from_cam = torch.tensor(cameras.world_from_cam)
     return (camera.invert(world_from_cam[there]) @ world_from_cam[here]).float()
 
 
 def _rays(uv: Tensor, cameras: Cameras, t: int) -> Tensor:
-    intrinsics = torch.from_numpy(cameras.intrinsics[t]).float()
+    intrinsics = torch.tensor(cameras.intrinsics[t]).float()
     return camera.unproject(uv, torch.ones(len(uv)), intrinsics.expand(len(uv), 4))
 
 

@@ -54,7 +54,7 @@ class GeometryCrafter(Annotator):
     """Of `diff`; the noise is made on the CPU, so that it is the same on every device."""
     fixed_focal: bool = True
     """One focal length for the clip; false for zooms."""
-    low_memory: bool = True
+    low_memory: bool = False
     """One network in memory at a time, read anew for each clip."""
     precision: Literal["float32", "float16"] = "float16"
     """Of the UNet and of CLIP; the VAEs and the prior are float32."""
@@ -109,14 +109,13 @@ class Loaded:
             return clip
         import torch
 
-        frames = torch.from_numpy(np.ascontiguousarray(clip.rgb)).to(self._device).permute(0, 3, 1, 2).float() / 255
+        frames = torch.tensor(clip.rgb, device=self._device).permute(0, 3, 1, 2).float() / 255
         geometry = self._geometry(frames)
         valid = geometry.valid.cpu().numpy()
         z = np.where(valid, geometry.z.float().cpu().numpy(), 0).astype(np.float32)
-        focal_px = (clip.shape[2] - 1) / (2 * geometry.focal_x.median().item()) if clip.shape[2] > 1 else 0.0
-        scores = {"depth_valid": float(valid.mean())} | (
-            {"depth_focal_px": focal_px} if math.isfinite(focal_px) else {}
-        )
+        scores = {"depth_valid": float(valid.mean())}
+        if (focal := geometry.focal_x.median().item()) > 0:  # 0 where nothing is valid
+            scores["depth_focal_px"] = (clip.shape[2] - 1) / (2 * focal)
         depth = Depth(z=z, valid=valid, metric=False, source=f"geometry-crafter-{self._knobs.variant}")
         return clip.with_(depth=depth, scores=scores)
 

@@ -105,7 +105,7 @@ class Loaded:
         from annotate.networks import moge
 
         device = self._net.image_mean.device
-        image = torch.from_numpy(np.ascontiguousarray(rgb)).to(device).permute(0, 3, 1, 2).float() / 255
+        image = torch.tensor(rgb, device=device).permute(0, 3, 1, 2).float() / 255
         dtype = getattr(torch, self._knobs.precision)
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             points, raw_valid = self._net.maps(image, self._knobs.level)

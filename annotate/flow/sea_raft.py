@@ -93,7 +93,7 @@ class Loaded:
         self._video.net.scale = max(self._scale, smallest_scale(height, width))
         flow = np.empty((len(pairs), height, width, 2), np.float32)
         uncertain = np.empty((len(pairs), height, width), np.float32)
-        frames = torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2)
+        frames = torch.tensor(rgb).permute(0, 3, 1, 2)
         for places, pixels, info in self._video(frames, pairs):
             flow[places] = pixels.permute(0, 2, 3, 1).cpu().numpy()
             uncertain[places] = uncertainty(info).cpu().numpy()

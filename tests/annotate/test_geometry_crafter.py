@@ -453,6 +453,20 @@ def test_the_annotator_takes_any_size_and_length(variant, frames, size):
     assert loaded(clip, NoFlow()) is clip
 
 
+def test_a_clip_without_a_valid_pixel_has_no_focal_length(networks, monkeypatch):
+    decode = gc.decode
+    monkeypatch.setattr(gc, "decode", lambda *a, **k: nowhere(decode(*a, **k)))
+    clip = Loaded(GeometryCrafter(gpus=0, precision="float32"), networks)(clip_of(2, 64, 64), NoFlow())
+    assert not clip.depth.valid.any()
+    assert not clip.depth.z.any()
+    assert "depth_focal_px" not in clip.scores
+
+
+def nowhere(geometry: gc.Geometry) -> gc.Geometry:
+    nothing = torch.zeros_like(geometry.valid)
+    return geometry._replace(valid=nothing, focal_x=0 * geometry.focal_x, focal_y=0 * geometry.focal_y)
+
+
 def test_the_processing_size_keeps_detail_and_divides_by_64():
     assert processing_size(480, 720, 1024) == (512, 768)
     assert processing_size(240, 368, 1024) == (256, 384)

@@ -300,7 +300,9 @@ def test_the_annotator_answers_in_pixels_of_the_clip(annotator, net):
     assert isinstance(flow_model, FlowModel)
     rgb = texture(2, 122, 126).round().to(torch.uint8)
     pairs = np.array([[1, 0]])
-    answer = flow_model(rgb.permute(0, 2, 3, 1).numpy(), pairs)
+    pixels = rgb.permute(0, 2, 3, 1).numpy()
+    pixels.setflags(write=False)  # as arrays are that another process handed over
+    answer = flow_model(pixels, pairs)
     flow, info = pairwise(net, rgb, pairs)
     assert np.abs(answer.flow - flow.permute(0, 2, 3, 1).numpy()).max() < 2e-4
     assert np.abs(answer.uncertainty - uncertainty(info).numpy()).max() < 2e-5

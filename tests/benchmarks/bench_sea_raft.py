@@ -8,8 +8,7 @@ import argparse
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ def main() -> None:
     parser.add_argument("variants", nargs="*", default=["S", "M"])
     parser.add_argument("--frames", type=int, default=13)
     parser.add_argument("--size", type=int, nargs=2, default=(240, 368), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--pairs-at-once", type=int, default=4)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bfloat16", action="store_true")
@@ -48,17 +47,16 @@ def measure(variant: str, arguments: argparse.Namespace) -> None:
     steps = np.arange(arguments.frames - 1)
     pairs = np.concatenate([np.stack((steps, steps + 1), 1), np.stack((steps + 1, steps), 1)])
     apart, together = lambda: pairwise(net, frames, pairs), lambda: at_once(video, frames, pairs)
-    differs = (apart() - together()).abs().max().item()
-    seconds = [(seconds_of(apart), seconds_of(together)) for _ in range(arguments.repeats)]
-    slow, fast = (min(times) for times in zip(*seconds))
-    size = "x".join(map(str, arguments.size))
+    runs = [(watched(apart, net), watched(together, video.net)) for _ in range(arguments.repeats)]
+    (slow, one_by_one), (fast, all_at_once) = (min(run, key=lambda r: r[0]["all"]) for run in zip(*runs))
+    size, differs = "x".join(map(str, arguments.size)), (one_by_one - all_at_once).abs().max().item()
     print(
-        f"SEA-RAFT {variant}, {arguments.frames} frames of {size}, {len(pairs)} pairs, {arguments.device} {dtype}: pair by pair "
-        f"{slow:.1f} s, clip at once {fast:.1f} s, {slow / fast:.2f} times as fast, {len(frames) / fast:.2f} frames/s; "
-        f"largest difference {differs:.1e} px"
+        f"SEA-RAFT {variant}, {len(frames)} frames of {size}, {len(pairs)} pairs, {arguments.device} {dtype}: pair by pair "
+        f"{slow['all']:.1f} s, clip at once {fast['all']:.1f} s, {slow['all'] / fast['all']:.2f} times as fast, "
+        f"{len(frames) / fast['all']:.2f} frames/s; largest difference {differs:.1e} px"
     )
-    for name, run, network in (("pair by pair", apart, net), ("clip at once", together, video.net)):
-        print(f"  {name}: {shares(run, network)}")
+    for name, seconds in (("pair by pair", slow), ("clip at once", fast)):
+        print(f"  {name}: {', '.join(f'{label} {spent:.1f} s' for label, spent in seconds.items() if label != 'all')}")
     if torch.cuda.is_available():
         print(f"  peak {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
 
@@ -83,49 +81,35 @@ def moving(frames: int, height: int, width: int) -> Tensor:
     return torch.cat([texture[..., t : t + height, 2 * t : 2 * t + width] for t in range(frames)])
 
 
-def seconds_of(run: Callable[[], object]) -> float:
-    with stopwatch(defaultdict(float), "run") as seconds:
-        run()
-    return seconds["run"]
-
-
-@contextmanager
-def stopwatch(seconds: dict[str, float], name: str) -> Iterator[dict[str, float]]:
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-    _wait()
-    start = clock()
-    yield seconds
-    _wait()
-    seconds[name] += clock() - start
-
-
-def shares(run: Callable[[], object], net: SeaRAFT) -> str:
-    """Percent of the time in encoders, correlation and update; the rest is up-sampling and copies."""
+def watched(run: Callable[[], Tensor], net: SeaRAFT) -> tuple[dict[str, float], Tensor]:
+    """Seconds in all, in encoders, correlation and update (the rest is up-sampling and copies), and what came out."""
     seconds: dict[str, float] = defaultdict(float)
+    parts = {net.fnet: "encoder", net.cnet: "encoder", net.update_block: "update", net.flow_head: "update"}
     originals = {name: getattr(Correlation, name) for name in ("__init__", "__call__")}
     for name, original in originals.items():
         setattr(Correlation, name, timed(original, seconds, "correlation"))
-    for part, label in (
-        (net.fnet, "encoder"),
-        (net.cnet, "encoder"),
-        (net.update_block, "update"),
-        (net.flow_head, "update"),
-    ):
+    for part, label in parts.items():
         part.forward = timed(part.forward, seconds, label)
     try:
-        total = seconds_of(run)
+        out = timed(run, seconds, "all")()
     finally:
         for name, original in originals.items():
             setattr(Correlation, name, original)
-        for part in (net.fnet, net.cnet, net.update_block, net.flow_head):
+        for part in parts:
             del part.forward
-    return ", ".join(f"{label} {100 * spent / total:.0f} %" for label, spent in sorted(seconds.items()))
+    return seconds, out
 
 
 def timed(function: Callable, seconds: dict[str, float], label: str) -> Callable:
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+
     def run(*arguments: object, **named: object) -> object:
-        with stopwatch(seconds, label):
-            return function(*arguments, **named)
+        _wait()
+        start = clock()
+        out = function(*arguments, **named)
+        _wait()
+        seconds[label] += clock() - start
+        return out
 
     return run
 
