@@ -92,7 +92,7 @@ class Ledger:
         return found
 
     def _codes(self, datasets: pa.Array) -> np.ndarray:
-        coded = datasets.dictionary_encode()
+        coded = datasets.fill_null("").dictionary_encode()
         codes = [self._datasets.setdefault(name, len(self._datasets)) for name in coded.dictionary.to_pylist()]
         return np.array(codes, np.int32)[coded.indices.to_numpy()] if codes else np.zeros(0, np.int32)
 

@@ -1,6 +1,6 @@
 """What people turn about a selection."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -89,8 +89,3 @@ class CurateRecipe(Knobs):
 def checks_for(checks: Checks, entry: PerSource) -> Checks:
     """The checks with the entry's limits. Raises ValueError for a limit that does not exist."""
     return load(Checks, checks, [f"{path}={'null' if bound is None else bound}" for path, bound in entry.set.items()])
-
-
-def curate_recipe(base: Any, overrides: list[str]) -> CurateRecipe:
-    """The default, changed by a YAML file's path or a mapping, then by `--set` overrides."""
-    return load(CurateRecipe, base, overrides)

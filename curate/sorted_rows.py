@@ -24,7 +24,7 @@ Hashes = UInt64[np.ndarray, " N"]
 def hash_texts(texts: pa.ChunkedArray | pa.Array, salt: str = "") -> Hashes:
     """64 bits of BLAKE2 of each string, the same on every machine; a text that repeats is hashed once."""
     joined = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
-    coded = joined.dictionary_encode()
+    coded = joined.fill_null("").dictionary_encode()
     digests = b"".join(
         hashlib.blake2b(f"{salt}{text}".encode(), digest_size=8).digest() for text in coded.dictionary.to_pylist()
     )

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,15 @@ import scene
 from curate import measure
 from curate.explain import explain
 from curate.materialize import materialize
-from curate.recipe import CurateRecipe, curate_recipe
+from curate.recipe import CurateRecipe
 from curate.select import curate as select
 from curate.select import read_selection
 from pipelines import curation
 from shared import files, shards
 from shared.clip import AnnotatedClip
+from shared.knobs import load
 
+curate_recipe = partial(load, CurateRecipe)
 ALL = CurateRecipe()
 
 
