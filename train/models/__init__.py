@@ -106,7 +106,7 @@ class ModelKnobs(Knobs):
     lora_rank: Annotated[int, Field(ge=0)] = 0
     """0 trains all weights of the transformer; above, only adapters of this rank on its attention and the widened layers."""
     decoder: DecoderKnobs | Literal["tiny", "small", "paper"] = "tiny"
-    text: TextKnobs = TextKnobs(kind="bytes", length=16)
+    text: TextKnobs = TextKnobs(kind="bytes", length=16, dtype="float32")
     latent: LatentKnobs = LatentKnobs()
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the transformer's and the decoder's stored weights; computing in half precision is the trainer's business."""

@@ -201,7 +201,7 @@ def _text(knobs: ModelKnobs, base: Path) -> latents.TextEncoder:
     config = T5Config(
         vocab_size=384, d_model=text.width, d_kv=text.width // 2, d_ff=2 * text.width, num_layers=1, num_heads=2
     )
-    return latents.T5(ByT5Tokenizer(), T5EncoderModel(config), text.length)
+    return latents.T5(ByT5Tokenizer(), T5EncoderModel(config).to(getattr(torch, text.dtype)), text.length)
 
 
 def _pretrained(kind: Any, base: str | Path, subfolder: str, dtype: torch.dtype | None = None) -> Any:
