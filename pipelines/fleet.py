@@ -118,6 +118,8 @@ class RayActors:
         self._actors: dict[int, Any] = {}
         self._nodes: dict[int, str] = {}
         self._busy: dict[Any, tuple[int, float]] = {}
+        self._doubtful: dict[int, float] = {}
+        """Seats that cannot be reached, and until when it is asked why."""
 
     def start(self, number: int, place: Place) -> None:
         remote = self._ray.remote(_SeatActor).options(
@@ -139,9 +141,9 @@ class RayActors:
             return []
         self._ray.wait(calls, num_returns=1, timeout=timeout_s)
         ready, waiting = self._ray.wait(calls, num_returns=len(calls), timeout=0)
-        return [self._collect(call) for call in ready] + [
-            self._give_up(call) for call in waiting if time.monotonic() > self._busy[call][1]
-        ]
+        outcomes = [self._collect(call) for call in ready]
+        outcomes += [self._give_up(call) for call in waiting if time.monotonic() > self._busy[call][1]]
+        return [outcome for outcome in outcomes if outcome is not None]
 
     def close(self) -> None:
         for actor in self._actors.values():
@@ -153,20 +155,38 @@ class RayActors:
         """Resources of every machine that is alive."""
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
-    def _collect(self, call: Any) -> tuple[int, Outcome]:
+    def _collect(self, call: Any) -> tuple[int, Outcome] | None:
         number, _ = self._busy.pop(call)
         try:
             outcome = self._ray.get(call)
-            self._nodes[number] = outcome.value.pop("ray_node", self._nodes.get(number))
-            return number, outcome
+        except self._ray.exceptions.ActorUnavailableError:
+            return self._doubt(number)
         except self._ray.exceptions.RayError as error:
-            return number, Outcome(value={"gone": True}, fault=self._fault(number, error))
+            return self._gone(number, self._fault(number, error))
+        if number in self._doubtful:
+            return self._gone(
+                number, Fault(kind="node_lost", message="the connection to its machine was lost for a while")
+            )
+        self._nodes[number] = outcome.value.pop("ray_node", self._nodes.get(number))
+        return number, outcome
 
-    def _give_up(self, call: Any) -> tuple[int, Outcome]:
+    def _doubt(self, number: int) -> tuple[int, Outcome] | None:
+        """Whether only the actor died or all of its machine, Ray knows some seconds later: asks again until it does."""
+        until = self._doubtful.setdefault(number, time.monotonic() + _GRACE_S)
+        if time.monotonic() > until:
+            return self._gone(number, Fault(kind="node_lost", message="its machine cannot be reached"))
+        time.sleep(0.2)
+        self._busy[self._actors[number].ping.remote()] = number, float("inf")
+        return None
+
+    def _gone(self, number: int, fault: Fault) -> tuple[int, Outcome]:
+        self._doubtful.pop(number, None)
+        return number, Outcome(value={"gone": True}, fault=fault)
+
+    def _give_up(self, call: Any) -> tuple[int, Outcome] | None:
         number, _ = self._busy.pop(call)
         self._ray.kill(self._actors[number])
-        fault = Fault(kind="timeout", message="neither the worker nor the actor that guards it answered in time")
-        return number, Outcome(value={"gone": True}, fault=fault)
+        return self._gone(number, Fault(kind="timeout", message="neither the worker nor its guard answered in time"))
 
     def _fault(self, number: int, error: Exception) -> Fault:
         text = " ".join(str(error).split())
@@ -187,6 +207,10 @@ class _SeatActor(seat.Seat):
         outcome = super().start()
         outcome.value["ray_node"] = ray.get_runtime_context().get_node_id()
         return outcome
+
+    def ping(self) -> Outcome:
+        """Answers if the actor lives."""
+        return Outcome()
 
 
 def _ray(address: str | None) -> tuple[Any, bool]:
