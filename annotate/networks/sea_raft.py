@@ -161,6 +161,12 @@ def smallest_scale(height: int, width: int) -> int:
     return scale
 
 
+def volume_mib(height: int, width: int, scale: int) -> float:
+    """What the correlation of one pair of images of this size takes."""
+    cells = math.ceil(height * 2.0**scale / 8) * math.ceil(width * 2.0**scale / 8)
+    return cells**2 * 4 * sum(0.25**level for level in range(LEVELS)) / 2**20
+
+
 class Correlation:
     """Dot products of every cell of image 1 with every cell of image 2 at four resolutions, read around a flow.
 

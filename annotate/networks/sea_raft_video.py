@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Num
 from torch import Tensor, nn
 
-from annotate.networks.sea_raft import Cells, Correlation, Refine, SeaRAFT, last
+from annotate.networks.sea_raft import Cells, Correlation, Refine, SeaRAFT, last, volume_mib
 
 Pair = tuple[int, int]
 
@@ -50,7 +50,7 @@ class VideoFlow:
         for at, (first, second) in enumerate(pairs.tolist()):
             places.setdefault((first, second), []).append(at)
         size = (frames.shape[-2], frames.shape[-1])
-        for group, images, features in self._with_features(frames, _groups(places, self.pairs_at_once)):
+        for group, images, features in self._with_features(frames, _groups(places, self._at_once(*size))):
             for some, cells in self._predicted(group, images, features):
                 with self._precision(cells[0]):
                     full = self.net.upsample(*cells)
@@ -58,6 +58,11 @@ class VideoFlow:
                 asked = [(at, k) for k, pair in enumerate(some) for at in places[pair]]
                 source = [k for _, k in asked]
                 yield [at for at, _ in asked], flow[source], info[source]
+
+    def _at_once(self, height: int, width: int) -> int:
+        """Pairs of this size whose correlation can be kept, forward and backward."""
+        volume = volume_mib(height, width, self.net.scale)
+        return max(1, min(self.pairs_at_once, int(self.net.max_volume_mib / 2 / volume)))
 
     def _with_features(
         self, frames: Tensor, groups: list["_Group"]

@@ -255,11 +255,16 @@ def test_a_clip_at_once_has_the_pairwise_numbers(net, pairs_at_once):
 
 
 def test_a_small_budget_changes_nothing_but_memory(net):
-    frames = texture(2)
-    small = filled("S", max_volume_mib=2)
-    assert (
-        together(VideoFlow(small), frames, both_ways(2, 1))[0] - pairwise(net, frames, both_ways(2, 1))[0]
-    ).abs().max() < 2e-4
+    frames, pairs = texture(2), both_ways(2, 1)[:1]
+    rows, official = VideoFlow(filled("S", max_volume_mib=1)), pairwise(net, frames, pairs)[0]
+    assert (together(rows, frames, pairs)[0] - official).abs().max() < 2e-4
+
+
+def test_fewer_pairs_are_taken_where_correlation_does_not_fit(net):
+    assert sea_raft.volume_mib(480, 720, 0) == pytest.approx(148, abs=1)
+    assert sea_raft.volume_mib(1080, 1920, 0) == pytest.approx(5600, rel=0.1)
+    video = VideoFlow(net, pairs_at_once=8)
+    assert [video._at_once(*size) for size in ((240, 368), (480, 720), (720, 1280), (1080, 1920))] == [8, 8, 1, 1]
 
 
 def test_features_are_computed_once_per_frame_and_then_forgotten(net, monkeypatch):
