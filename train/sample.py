@@ -168,15 +168,10 @@ def from_clip(clip: AnnotatedClip, frames: int, height: int, width: int, *, star
     Raises ValueError if the size is not one of the model's, or the clip is too short for the window.
     """
     check_size(frames, height, width)
-    if start < 0 or start % KEY_STRIDE or start + frames > len(clip.rgb):
-        raise ValueError(
-            f"{clip.id}: a window of {frames} frames from frame {start} was asked for, of {len(clip.rgb)} frames;"
-            f" windows start at multiples of {KEY_STRIDE}"
-        )
+    _check_window(clip, frames, start)
     crop = _Crop(height=height, width=width, source=clip.shape[1:])
-    keys = slice(start, start + frames, KEY_STRIDE)
-    sky = clip.motion.sky if clip.motion is not None and clip.motion.sky is not None else None
-    depth, depth_valid = _depth(clip, sky)
+    window, keys = slice(start, start + frames), slice(start, start + frames, KEY_STRIDE)
+    depth, depth_valid = _depth(clip)
     world_from_cam, intrinsics = _cameras(clip, crop, keys)
     points, key_valid = _points(clip, crop, keys, depth_valid, world_from_cam, intrinsics)
     first_from_world = _first_from_world(clip, start)
@@ -185,7 +180,6 @@ def from_clip(clip: AnnotatedClip, frames: int, height: int, width: int, *, star
     key_depth = torch.from_numpy(crop.nearest(depth[keys]))
     scale = _scale(points if clip.cameras is not None else key_depth[..., None], key_valid)
     has_cameras = torch.tensor(clip.cameras is not None)
-    window = slice(start, start + frames)
     return Sample(
         rgb=crop.rgb(clip.rgb[window]),
         depth=torch.from_numpy(crop.nearest(depth[window])) / scale,
@@ -241,9 +235,19 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(**stacked, ids=tuple(s.id for s in samples), captions=tuple(s.caption for s in samples))
 
 
-def _depth(clip: AnnotatedClip, sky: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _check_window(clip: AnnotatedClip, frames: int, start: int) -> None:
+    if start < 0 or start % KEY_STRIDE or start + frames > len(clip.rgb):
+        raise ValueError(
+            f"{clip.id}: a window of {frames} frames from frame {start} was asked for, of {len(clip.rgb)} frames;"
+            f" windows start at multiples of {KEY_STRIDE}"
+        )
+
+
+def _depth(clip: AnnotatedClip) -> tuple[np.ndarray, np.ndarray]:
+    """z, and where it is valid and not of the sky."""
     if clip.depth is None:
         return np.zeros(clip.shape, np.float32), np.zeros(clip.shape, bool)
+    sky = None if clip.motion is None else clip.motion.sky
     return clip.depth.z, clip.depth.valid if sky is None else clip.depth.valid & ~sky
 
 
