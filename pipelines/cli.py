@@ -13,6 +13,8 @@ app = typer.Typer(
 )
 evaluate_app = typer.Typer(no_args_is_help=True, help="Measure labels against truth, or a model against its task.")
 app.add_typer(evaluate_app, name="evaluate")
+weights_app = typer.Typer(no_args_is_help=True, help="The published networks a recipe needs: list, fetch, check.")
+app.add_typer(weights_app, name="weights")
 
 Source = Annotated[
     str, typer.Argument(help="A video, a folder, a glob, a list (.txt, .csv, .parquet), s3:// or gs://.")
@@ -107,6 +109,33 @@ def calibrate(
     from pipelines import calibration
 
     calibration.run(clips, to)
+
+
+AnnotateWith = Annotated[str, typer.Option("--recipe", help="embedded, open, paper, or a .yaml file.")]
+
+
+@weights_app.command("list")
+def weights_list(recipe: AnnotateWith = "paper", set_: Set = []) -> None:  # noqa: B006
+    """Which networks, from where, how large, under which terms, and where they lie on this machine."""
+    from pipelines import recipes, weights
+
+    weights.show(weights.list_rows(recipes.annotate_recipe(recipe, set_)))
+
+
+@weights_app.command("fetch")
+def weights_fetch(recipe: AnnotateWith = "paper", set_: Set = []) -> None:  # noqa: B006
+    """Download what is missing, once, at pinned revisions. Terms must be accepted in the recipe first."""
+    from pipelines import recipes, weights
+
+    weights.show(weights.fetch(recipes.annotate_recipe(recipe, set_)))
+
+
+@weights_app.command("check")
+def weights_check(recipe: AnnotateWith = "paper", set_: Set = []) -> None:  # noqa: B006
+    """Whether every file is here and holds exactly its network's keys and shapes."""
+    from pipelines import recipes, weights
+
+    weights.show(weights.check(recipes.annotate_recipe(recipe, set_)))
 
 
 @app.command()

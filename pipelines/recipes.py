@@ -11,6 +11,8 @@ from pydantic import Field
 from annotate.cameras.flow_ba import FlowBA
 from annotate.cameras.vipe import Vipe
 from annotate.cut import Cut
+from annotate.depth.geometry_crafter import GeometryCrafter
+from annotate.depth.moge import MoGe
 from annotate.depth.multiview import Multiview
 from annotate.flow.dis import Dis
 from annotate.flow.sea_raft import SeaRaft
@@ -19,14 +21,14 @@ from annotate.screen import Screen
 from curate.recipe import CurateRecipe
 from pipelines.fleet_knobs import Fleet
 from shared.knobs import Knobs, load
-from shared.shards import Store
+from shared.store import Store
 from train.recipe import PAPER, TINY, TrainRecipe
 
 R = TypeVar("R", bound=Knobs)
 
 FlowChoice = Annotated[Dis | SeaRaft, Field(discriminator="kind")]
 CamerasChoice = Annotated[FlowBA | Vipe, Field(discriminator="kind")]
-DepthChoice = Multiview
+DepthChoice = Annotated[Multiview | MoGe | GeometryCrafter, Field(discriminator="kind")]
 
 
 class AnnotateRecipe(Knobs):
@@ -42,8 +44,13 @@ class AnnotateRecipe(Knobs):
     fleet: Fleet = Fleet()
 
 
+_FULL = Cut(frames=49, fps=8, height=480, width=720)
+"""The clips that CogVideoX-5B-I2V is made for."""
+
 ANNOTATE = {
     "embedded": AnnotateRecipe(),
+    "open": AnnotateRecipe(cut=_FULL, flow=SeaRaft(), depth=MoGe()),
+    "paper": AnnotateRecipe(cut=_FULL, flow=SeaRaft(), cameras=Vipe(), depth=GeometryCrafter()),
 }
 """`embedded` needs no weights and runs on a CPU; `open` allows commercial use; `paper` is as the paper labels real video."""
 

@@ -47,6 +47,16 @@ def check(recipe: Knobs) -> list[dict[str, Any]]:
     return rows
 
 
+def show(rows: list[dict[str, Any]]) -> None:
+    """A block for each network, for a person."""
+    for row in rows:
+        print(f"{row['name']}  ({row['knob']}; {row['megabytes']:g} MB; {row['licence']})")
+        print(f"  from  {row['source']} {row['file']} at {row['revision'] or 'any revision'}")
+        print(f"  here  {row['path'] or 'not yet; it belongs at ' + row['place']}")
+    if not rows:
+        print("this recipe needs no weights")
+
+
 def _accepted(knob: str, annotator: HasNetworks, network: Network) -> None:
     if network.notice and not annotator.accept_licence:
         raise ValueError(f"{network.notice} Set {knob}.accept_licence=true if that suits you.")
