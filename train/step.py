@@ -72,7 +72,7 @@ class Stepper:
         """Seconds spent waiting for data."""
 
     def __call__(self, batches: Iterator[Loaded], step: int, phase_step: int, stop: threading.Event) -> Done:
-        """Does step number `step` of the run, `phase_step` of the phase (both counted from 0). `stop`: this rank is asked to end."""
+        """Does step `step` of the run, `phase_step` of the phase (both counted from 0). `stop`: this rank is asked to end."""
         micro_batches = self.recipe.batch // self.world.size // self.recipe.parallel.micro_batch
         weight, failures, ids = 0.0, [], []
         for micro in range(micro_batches):

@@ -5,12 +5,12 @@ and of it only the members that the generator's stage needs. Then the same quart
 """
 
 import argparse
+import multiprocessing
 import os
 import random
 import re
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -82,11 +82,12 @@ def by_webdataset(folder: Path, wanted: set[str] | None = None, parts: Iterable[
 def by_ranges(root: str, rows: list[dict[str, Any]], parts: Iterable[str], threads: int) -> int:
     fetch = Fetcher(root, list(parts), Reading())
     with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(fetch, rows)) if threads > 1 else [fetch(row) for row in rows]
-    for members in found:
-        if isinstance(members, Exception):
-            raise members
-    return len(found)
+        num_read = 0
+        for members in pool.map(fetch, rows) if threads > 1 else map(fetch, rows):
+            if isinstance(members, Exception):
+                raise members
+            num_read += 1
+    return num_read
 
 
 def by_member(root: str, rows: list[dict[str, Any]], parts: Iterable[str]) -> int:
@@ -133,6 +134,14 @@ class Store(BaseHTTPRequestHandler):
         pass
 
 
+def serve(folder: Path, ports: "multiprocessing.Queue[int]") -> None:
+    """In a process of its own, so that it takes nothing of the reader's time."""
+    Store.folder = folder
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Store)
+    ports.put(server.server_port)
+    server.serve_forever()
+
+
 def line(name: str, found: float, base: float | None = None) -> None:
     ratio = f"  {found / base:6.1f} x" if base else ""
     print(f"  {name:<46} {found:9.1f} samples/s{ratio}", flush=True)
@@ -158,10 +167,11 @@ def local(folder: Path, rows: list[dict[str, Any]], parts: Iterable[str]) -> Non
 
 
 def remote(folder: Path, rows: list[dict[str, Any]], parts: Iterable[str]) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Store,), {"folder": folder}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    ports: multiprocessing.Queue[int] = multiprocessing.Queue()
+    server = multiprocessing.Process(target=serve, args=(folder, ports), daemon=True)
+    server.start()
     os.environ |= {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "AWS_ACCESS_KEY_ID": "a",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports.get()}", "AWS_ACCESS_KEY_ID": "a",
         "AWS_SECRET_ACCESS_KEY": "b", "AWS_EC2_METADATA_DISABLED": "true",
     }  # fmt: skip
     quarter = random.Random(1).sample(rows, len(rows) // 4)
@@ -171,7 +181,8 @@ def remote(folder: Path, rows: list[dict[str, Any]], parts: Iterable[str]) -> No
     line("open every member", base)
     for threads in (1, 8, 16):
         line(f"one range a sample, {threads} thread(s)", rate(by_ranges, root, quarter, parts, threads), base)
-    server.shutdown()
+    server.terminate()
+    server.join()
 
 
 def main() -> None:
