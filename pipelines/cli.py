@@ -101,6 +101,14 @@ def evaluate_labels(
 
 
 @app.command()
+def score(out: Out) -> None:
+    """Measure every check anew on stored labels and put the scores into the indexes: for checks that came after the clips."""
+    from pipelines import scoring
+
+    scoring.score(out)
+
+
+@app.command()
 def calibrate(
     clips: Annotated[str, typer.Argument(help="A run's folder whose labels are true.")],
     to: Annotated[str | None, typer.Option(help="Also write the page here, as Markdown.")] = None,

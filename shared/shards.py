@@ -33,6 +33,7 @@ __all__ = [
     "read_clips",
     "read_index",
     "read_members",
+    "update_scores",
     "verify",
     "write_artifact",
     "write_shard",
@@ -98,6 +99,21 @@ def write_shard(folder: files.Uri, name: str, items: Iterable[tuple[str, Members
 
     files.write_whole(tar_uri, fill)
     files.write_whole(index_uri, _parquet(_table(name, rows), facts))
+
+
+def update_scores(folder: files.Uri, name: str, scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Adds or replaces scores of a shard's clips in its index; the tar stays as it is. Clips that are not named keep theirs."""
+    index_uri = _uris(folder, name)[1]
+    table, facts = _index(index_uri), _facts(index_uri)
+    ids = table["clip_id"].to_pylist()
+    for score in sorted({score for found in scores.values() for score in found}):
+        column = SCORE + score
+        before = table[column].to_pylist() if column in table.column_names else [None] * len(ids)
+        values = [scores.get(clip_id, {}).get(score, old) for clip_id, old in zip(ids, before)]
+        table = table.drop_columns([column]) if column in table.column_names else table
+        table = table.append_column(column, pa.array(values, pa.float32()))
+    table = table.select([*INDEX.names, *sorted(set(table.column_names) - set(INDEX.names))])
+    files.write_whole(index_uri, _parquet(table, {key: facts[key].decode() for key in (_FORMAT, _SHA256, _BYTES)}))
 
 
 def is_committed(folder: files.Uri, name: str) -> bool:
