@@ -26,6 +26,7 @@ EXISTS_FOR = {
     "rigid_flow_worst_px": ("turn_jitter", "swapped_poses", "flow_noise"),
     "rigid_key_px": ("other_unit", "turn_jitter"),
     "rigid_outliers": ("missed_movers",),
+    "edge_outliers": ("wide_edges",),
     "depth_ratio_1": ("scale_flicker",),
     "depth_ratio_4": ("scale_flicker",),
     "depth_ratio_8": ("scale_flicker",),

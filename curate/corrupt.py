@@ -58,6 +58,9 @@ def _scale_flicker(clip: AnnotatedClip, strength: float, rng: np.random.Generato
 
 
 def _other_unit(clip: AnnotatedClip, strength: float, rng: np.random.Generator) -> AnnotatedClip:
+    """No change where the camera stays in its place: its translations have no unit to differ from."""
+    if np.ptp(_poses(clip)[:, :3, 3], axis=0).max() < 1e-6 * _median_depth(clip):
+        return clip
     return _scaled(clip, np.full(clip.shape[0], (1 + strength) ** rng.choice((-1, 1))))
 
 

@@ -3,6 +3,7 @@
 from curate.checks.camera_path import CameraPath
 from curate.checks.coverage import Coverage
 from curate.checks.degenerate import Degenerate
+from curate.checks.depth_edges import DepthEdges
 from curate.checks.depth_reprojection import DepthReprojection
 from curate.checks.flow_cycle import FlowCycle
 from curate.checks.focal import Focal
@@ -24,6 +25,7 @@ class Checks(Knobs):
     flow_cycle: FlowCycle | None = FlowCycle()
     rigid_flow: RigidFlow | None = RigidFlow()
     depth_reprojection: DepthReprojection | None = DepthReprojection()
+    depth_edges: DepthEdges | None = DepthEdges()
     scale_drift: ScaleDrift | None = ScaleDrift()
     sampson: Sampson | None = Sampson()
     focal: Focal | None = Focal()

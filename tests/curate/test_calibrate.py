@@ -55,7 +55,7 @@ def test_gates_keep_the_truth_and_reject_harm() -> None:
     assert calibrate.rejected_share(found.true, Checks()) == 0
     rejected = {name: by["any"] for name, by in calibrate.recall_of(found, Checks()).items()}
     uncaught = {name for name, share in rejected.items() if share < 1}
-    assert uncaught <= {"wide_edges", "other_unit"}  # of so short a path, the unit shows little
+    assert uncaught <= {"wide_edges", "other_unit"}  # on a path of so few frames the unit shows little
     page = calibration_page.page(found, Checks(), "worldreel calibrate x")
     assert page.count("\n| ") > 30
     assert "from 2 clips" in page

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scene
+from scipy.ndimage import minimum_filter
 from scipy.spatial.transform import Rotation
 
 from curate import measure
@@ -44,6 +45,11 @@ def test_true_labels_pass_every_check(kind: str) -> None:
 def scaled_depth(clip: AnnotatedClip, factor: np.ndarray) -> AnnotatedClip:
     z = clip.depth.z * factor.astype(np.float32).reshape(-1, *(1,) * (3 - factor.ndim))
     return clip.with_(depth=replace(clip.depth, z=z.astype(np.float32)))
+
+
+def grown_edges(clip: AnnotatedClip) -> AnnotatedClip:
+    z = np.stack([minimum_filter(frame, size=7) for frame in clip.depth.z])
+    return clip.with_(depth=replace(clip.depth, z=z))
 
 
 def noisy_flow(clip: AnnotatedClip) -> AnnotatedClip:
@@ -87,6 +93,10 @@ def leaking_scene_flow(clip: AnnotatedClip) -> AnnotatedClip:
     return clip.with_(motion=replace(clip.motion, scene_flow=flow))
 
 
+def missed_movers(clip: AnnotatedClip) -> AnnotatedClip:
+    return clip.with_(motion=replace(clip.motion, dynamic=np.zeros_like(clip.motion.dynamic)))
+
+
 def one_turned_camera(clip: AnnotatedClip) -> AnnotatedClip:
     poses = clip.cameras.world_from_cam.copy()
     poses[8, :3, :3] = Rotation.from_rotvec((0, 0.3, 0)).as_matrix()
@@ -112,6 +122,8 @@ def holes(clip: AnnotatedClip) -> AnnotatedClip:
         ("rigid_flow", frozen_camera),
         ("rigid_flow", swapped_frames),
         ("depth_reprojection", lambda clip: scaled_depth(clip, np.linspace(1, 2, 17))),
+        ("depth_edges", grown_edges),
+        ("rigid_flow", missed_movers),
         ("scale_drift", lambda clip: scaled_depth(clip, np.linspace(1, 1.8, 17))),
         ("sampson", inverted_poses),
         ("camera_path", jittered_poses),

@@ -1,0 +1,59 @@
+"""Depth steps where the surfaces end, not beside."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from curate.check import Limit
+from shared.knobs import Knobs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from curate.view import View
+
+REACH_PX = 24
+"""How far from a step a pixel is near it, at 720 wide."""
+STEP = 1.15
+"""Ratio of depths that is a step."""
+OFF_PX, OFF_RATIO = 4.0, 0.1
+"""A pixel is wrong if its depth does not explain its flow, or is another one four frames later."""
+
+
+class DepthEdges(Knobs):
+    """Beside a step, a surface that is drawn too wide moves with the wrong side."""
+
+    edge_outliers: Limit | None = Limit(flag_above=0.15, fail_above=0.2)
+    """Share of still pixels near a step that are wrong, from key frame to key frame."""
+
+    @staticmethod
+    def measure(view: "View") -> dict[str, float]:
+        from curate.checks.depth_reprojection import log_ratios
+        from curate.checks.rigid_flow import residual
+
+        error, explained = residual(view, 4)
+        log_ratio, stored = log_ratios(view, 4, every=4)
+        if error is None or explained is None or log_ratio is None or stored is None:
+            return {}
+        usable = explained & near_step(view, range(0, view.num_frames - 4, 4))
+        if int(usable.sum()) < 200:
+            return {}
+        allowed = (0.05 * view.to_reference * view.cycle[4].forward.norm(dim=-1)).clamp(min=OFF_PX)
+        wrong = (error > allowed) | (stored & (log_ratio.abs() > OFF_RATIO))
+        return {"edge_outliers": float(wrong[usable].double().mean())}
+
+
+def near_step(view: "View", frames: range) -> "Tensor":
+    """P N: True within `REACH_PX` of a depth step."""
+    import cv2
+
+    assert view.depth is not None
+    reach = max(1, round(REACH_PX / view.to_reference))
+    around, close = np.ones((3, 3), np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    marked = []
+    for t in frames:
+        z, valid = view.depth[0][t], view.depth[1][t]
+        farthest = cv2.dilate(np.where(valid, z, 0), around)
+        nearest = cv2.erode(np.where(valid, z, np.float32(np.inf)), around)
+        marked.append(cv2.dilate((farthest / STEP > nearest).astype(np.uint8), close) > 0)
+    return view.grid(np.stack(marked))
