@@ -34,13 +34,14 @@ def annotate(
     address: Address = None,
     inline: Annotated[bool, typer.Option("--inline", help="In this process, for debugging: no Ray.")] = False,
     retry: Annotated[str | None, typer.Option(help="Try again what is `failed` or `quarantined`.")] = None,
+    redo: Annotated[bool, typer.Option("--redo", help="Let a changed recipe take over OUT.")] = False,
     limit: Annotated[int | None, typer.Option(help="At most this many videos.")] = None,
 ) -> None:
     """Cut videos into clips and annotate them into sharded WebDataset tars. Run it again to go on where it was."""
     from pipelines import annotation, recipes
 
     knobs = recipes.annotate_recipe(recipe, set_)
-    annotation.annotate(source, out, knobs, inline=inline, address=address, retry=retry, limit=limit)
+    annotation.annotate(source, out, knobs, inline=inline, address=address, retry=retry, redo=redo, limit=limit)
 
 
 @app.command()
