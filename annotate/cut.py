@@ -190,10 +190,11 @@ def _spans(video: Video, seconds: Float64[np.ndarray, " N"], first: int, end: in
     found, reason = windows(seconds, low, high, cut) if low < high else ([], "")
     if not found:
         found, reason = windows(seconds, first, end, cut)
-    return [_span(video, frames, cut, "") for frames in found] or [_span(video, np.arange(first, end), cut, reason)]
+    return [span_of(video, frames, cut, "") for frames in found] or [span_of(video, np.arange(first, end), cut, reason)]
 
 
-def _span(video: Video, frames: Int64[np.ndarray, " T"], cut: Cut, reason: str) -> Span:
+def span_of(video: Video, frames: Int64[np.ndarray, " T"], cut: Cut, reason: str) -> Span:
+    """These frames of a source as a clip, under the name that they always get."""
     what = f"{video.identity} {frames.tolist()} {cut.frames} {cut.fps!r} {cut.height} {cut.width}"
     digest = hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
     return Span(id=digest, video=video, frames=frames, fps=cut.fps, reason=reason)

@@ -19,9 +19,12 @@ GROW_PX = 3
 
 
 def decide(clip: AnnotatedClip, flow: FlowModel, long_side_px: int, still_px: float) -> AnnotatedClip:
-    """The clip with `motion.dynamic`. Masks that are there already are kept; bare instances are judged one by one."""
+    """The clip with `motion.dynamic`. Masks that are there already are kept; bare instances are judged one by one.
+
+    Scene flow that is known anywhere says that its source knows what moves, and that it may be nothing.
+    """
     motion = clip.motion
-    if motion is not None and (motion.dynamic.any() or motion.instances is None):
+    if motion is not None and (motion.dynamic.any() or motion.instances is None or motion.scene_flow_valid.any()):
         return clip
     found = _residual_mask(clip, flow, long_side_px)
     if motion is None:

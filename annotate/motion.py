@@ -54,7 +54,9 @@ class _Motion:
 
 
 def _complete(motion: clips.Motion) -> bool:
-    return bool(motion.scene_flow_valid.any()) and motion.key_scene_flow is not None
+    """Whether nothing that moves lacks scene flow; a data set may know it at some pixels only, such as those of its tracks."""
+    missing = motion.dynamic[:-1] & ~motion.scene_flow_valid
+    return bool(motion.scene_flow_valid.any()) and not missing.any() and motion.key_scene_flow is not None
 
 
 def with_scene_flow(clip: AnnotatedClip, knobs: Motion) -> AnnotatedClip:
@@ -64,10 +66,12 @@ def with_scene_flow(clip: AnnotatedClip, knobs: Motion) -> AnnotatedClip:
     assert clip.key_flow is not None
     motion = clip.motion
     kept: dict[str, float] = {}
-    if not motion.scene_flow_valid.any():
+    known = motion.scene_flow_valid
+    if not known.any() or (motion.dynamic[:-1] & ~known).any():
         vectors, valid, shares = scene_flow(clip, clip.flow, knobs)
         kept |= shares
-        motion = replace(motion, scene_flow=vectors, scene_flow_valid=valid)
+        vectors = np.where(known[..., None], motion.scene_flow, vectors)
+        motion = replace(motion, scene_flow=vectors, scene_flow_valid=known | valid)
     if motion.key_scene_flow is None:
         vectors, valid, shares = scene_flow(clip, clip.key_flow, knobs)
         motion = replace(motion, key_scene_flow=vectors, key_scene_flow_valid=valid)

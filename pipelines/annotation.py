@@ -66,7 +66,7 @@ def annotate(
     `crew` starts other seats than Ray's. Raises ValueError, one sentence, where the run cannot start or go on, or made no clip.
     """
     began = time.monotonic()
-    source, out = sources.absolute(source), sources.absolute(out)
+    source, out = sources.canonical(source), sources.absolute(out)
     if not plan.runs(out):
         sources.entries(source)  # a source that holds nothing is refused before anything is made
     preflight.check_output(out)
@@ -76,7 +76,7 @@ def annotate(
         listing = plan.Plan(out, source, run, recipe, recipe.fleet.block_videos, limit)
         if listing.num_videos == 0:
             listing.pin()
-        settings = _settings(out, recipe, address)
+        settings = _settings(out, recipe, address, run)
         if retry is not None:
             _open_again(out, run, settings, retry)
         display = progress.Display(out, console)
@@ -116,7 +116,7 @@ def _changed(theirs: Any, ours: Any, path: str = "") -> str:
     return "" if theirs == ours else f"{path}: {theirs}, now {ours}"
 
 
-def _settings(out: str, recipe: "AnnotateRecipe", address: str | None) -> Settings:
+def _settings(out: str, recipe: "AnnotateRecipe", address: str | None, run: str) -> Settings:
     cut, fleet = recipe.cut, recipe.fleet
     where = fleet.spool or files.join(out, "spool")
     if fleet.spool is None and files.is_remote(out) and address is None:
@@ -126,6 +126,7 @@ def _settings(out: str, recipe: "AnnotateRecipe", address: str | None) -> Settin
         shards=files.join(out, "shards"),
         fleet=fleet,
         clip_bytes=cut.frames * cut.height * cut.width * _BYTES_PER_PIXEL,
+        earlier={name: header for name, header in plan.runs(out).items() if name != run},
     )
 
 
@@ -192,11 +193,12 @@ def _remembered(out: str, run: str, committed: set[str]) -> tuple[Funnel, dict[s
     """What the ledger says: the sum of what is committed, and the standings of the rest."""
     before, told = Funnel(), {}
     for name, events in ledger.read(out):
-        standings = ledger.standings(events)
-        if name in committed:
-            before += count(standings.values())
-        elif name.startswith(f"{run}-"):
-            told[name] = standings
+        if name.startswith(f"{run}-"):
+            standings = ledger.standings(events)
+            if name in committed:
+                before += count(standings.values())
+            else:
+                told[name] = standings
     return before, told
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from pipelines import datasets
 from shared import files
 
 VIDEO_SUFFIXES = (
@@ -36,6 +37,8 @@ class Entry:
 
 def entries(source: str) -> Iterator[Entry]:
     """The entries of SOURCE in a fixed order. Raises ValueError, one sentence, where there is nothing to list."""
+    if (dataset := datasets.split(source)) is not None:
+        return _scenes(source, *dataset)
     source = absolute(source)
     if source.lower().endswith(_LISTS) and files.exists(source) and not files.is_folder(source):
         found = _listed(source)
@@ -45,6 +48,23 @@ def entries(source: str) -> Iterator[Entry]:
     first = next(found, None)
     if first is None:
         raise ValueError(f"{source}: holds no video, expected one at least ({', '.join(VIDEO_SUFFIXES[:5])}, ...)")
+    return itertools.chain((first,), found)
+
+
+def canonical(source: str) -> str:
+    """SOURCE as the plan remembers it: from the root of the disk, a data set's name before it."""
+    dataset = datasets.split(source)
+    return absolute(source) if dataset is None else f"{dataset[0]}:{absolute(dataset[1])}"
+
+
+def _scenes(source: str, kind: str, root: str) -> Iterator[Entry]:
+    """One entry a scene."""
+    licence = datasets.DATASETS[kind].licence
+    found = (Entry(uri=uri, licence=licence, dataset=kind) for uri in datasets.scenes(kind, absolute(root)))
+    first = next(found, None)
+    if first is None:
+        layout = datasets.DATASETS[kind].about.layout
+        raise ValueError(f"{source}: holds no scene of {datasets.DATASETS[kind].about.title}, expected {layout}")
     return itertools.chain((first,), found)
 
 

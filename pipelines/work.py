@@ -1,20 +1,18 @@
 """What a worker does: cut and screen a video, annotate a clip, pack a block. Knows nothing of who calls it."""
 
+import functools
 import time
 from typing import Any, Protocol, runtime_checkable
 
 import cv2
 
 from annotate import cut as cutting
-from pipelines import packing, spool
-from pipelines.plan import digest, label_knobs
+from annotate.datasets import importing, selfcheck
+from pipelines import datasets, packing, reuse, spool
+from pipelines.plan import label_knobs
 from pipelines.tasks import Task
 from shared import shards, video
 from shared.clip import AnnotatedClip
-from shared.knobs import Knobs
-
-VERSION = 1
-"""Of the annotators' arithmetic: raised when a change of code changes labels."""
 
 
 @runtime_checkable
@@ -28,7 +26,7 @@ class Annotators(Protocol):
 
 @runtime_checkable
 class Supplier(Protocol):
-    """Where clips come from. A data set that brings truth is one more of these, under its own name in `SUPPLIERS`."""
+    """Where clips come from. Data sets that bring truth are one more of these."""
 
     def cut(self, entry: dict[str, Any], to: str) -> None:
         """Writes the spool's list of the entry's clips to this uri."""
@@ -55,8 +53,27 @@ class Videos:
         return AnnotatedClip.of(cutting.load_clip(span, self._cut), scores=span.scores)
 
 
-SUPPLIERS = {"video": Videos}
-"""By the `dataset` of an entry."""
+class Scenes:
+    """Clips of one data set, with the truth that it brings."""
+
+    def __init__(self, kind: str, recipe: Any) -> None:
+        self._dataset, self._cut = datasets.DATASETS[kind], recipe.cut
+        self._open = functools.lru_cache(maxsize=2)(self._dataset.open)
+
+    def cut(self, entry: dict[str, Any], to: str) -> None:
+        """Tests the scene and lists its clips. Raises ValueError with the reason if it is excluded or fails a test."""
+        scene = self._open(entry["uri"])
+        spans = importing.spans(scene, self._cut, selfcheck.check(scene))
+        spool.write_spans(to, entry["dataset"], importing.as_video(scene.facts), spans)
+
+    def load(self, cut_uri: str, number: int) -> AnnotatedClip:
+        span = spool.read_span(cut_uri, number)
+        return importing.load(self._open(span.video.uri), span, self._cut, self._dataset.kind)
+
+
+def supplier(dataset: str, recipe: Any) -> Supplier:
+    """Of the entries of this data set, or of videos."""
+    return Videos(recipe) if dataset == "video" else Scenes(dataset, recipe)
 
 
 class Worker:
@@ -67,7 +84,8 @@ class Worker:
 
         cv2.setNumThreads(threads)
         self._recipe = AnnotateRecipe.model_validate(recipe)
-        self._suppliers = {name: supplier(self._recipe) for name, supplier in SUPPLIERS.items()}
+        self._knobs = label_knobs(self._recipe)
+        self._suppliers: dict[str, Supplier] = {}
         self._chain = self._load(threads) if annotates else None
 
     def _load(self, threads: int) -> Annotators:
@@ -79,18 +97,27 @@ class Worker:
         return {"cut": self._cut, "clip": self._annotate, "pack": packing.pack}[task.kind](**task.body)
 
     def _cut(self, *, entry: dict[str, Any], to: str) -> dict[str, Any]:
-        self._suppliers[entry["dataset"]].cut(entry, to)
+        self._supplier(entry["dataset"]).cut(entry, to)
         return {}
 
-    def _annotate(self, *, dataset: str, cut_uri: str, number: int, to: str) -> dict[str, Any]:
+    def _supplier(self, dataset: str) -> Supplier:
+        if dataset not in self._suppliers:
+            self._suppliers[dataset] = supplier(dataset, self._recipe)
+        return self._suppliers[dataset]
+
+    def _annotate(
+        self, *, dataset: str, cut_uri: str, number: int, to: str, earlier: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         assert self._chain is not None, "a worker without models was handed a clip"
         clock = Clock()
-        clip = self._suppliers[dataset].load(cut_uri, number)
+        clip = self._supplier(dataset).load(cut_uri, number)
         clock.lap("decode")
+        if earlier is not None:
+            clip = reuse.filled(clip, reuse.Earlier(**earlier), self._knobs)
+            clock.lap("reuse")
         clip = self._chain(clip, clock)
-        row = shards.index_row(
-            clip, dataset=dataset, work_key=work_key(clip.id, self._recipe), annotator_licences=self._chain.licences
-        )
+        key = reuse.work_key(clip.id, self._knobs)
+        row = shards.index_row(clip, dataset=dataset, work_key=key, annotator_licences=self._chain.licences)
         members = shards.encode(clip, self._recipe.store)
         clock.lap("encode")
         shards.write_artifact(to, clip.id, members, row)
@@ -113,8 +140,3 @@ class Clock:
         self.wall[stage] = round(now[0] - self._last[0], 4)
         self.cpu[stage] = round(now[1] - self._last[1], 4)
         self._last = now
-
-
-def work_key(clip_id: str, recipe: Knobs) -> str:
-    """Changes if the clip's labels would: of the clip, every knob that touches them, and the versions of what computes."""
-    return digest([clip_id, label_knobs(recipe), VERSION])

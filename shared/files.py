@@ -93,6 +93,11 @@ def list_files(uri: Uri, suffixes: Collection[str] = ()) -> Iterator[str]:
     yield from _below(text, suffixes, ())
 
 
+def list_folder(uri: Uri) -> list[str]:
+    """Sorted names in one folder; those of folders end in a slash, hidden ones are passed over."""
+    return _names(os.fspath(uri).rstrip("/") or "/")
+
+
 def open_input(uri: Uri) -> io.BufferedReader:
     """A seekable file; from buckets in ranges of READ_AHEAD_BYTES, each tried again on errors that may pass."""
     if not is_remote(uri):

@@ -13,13 +13,10 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32
 
+from shared import exr
+
 FAR_M = 1000.0
 """ViPE's floor of inverse depth: at this depth a pixel is sky or unknown."""
-
-_MAGIC = b"\x76\x2f\x31\x01"
-_NOT_FLAT = 0x1A00  # version bits: tiled, deep, multipart
-_TYPES = {0: np.dtype("<u4"), 1: np.dtype("<f2"), 2: np.dtype("<f4")}
-_ROWS_PER_CHUNK = {0: 1, 2: 1, 3: 16}  # no compression, ZIP of one row, ZIP of sixteen
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,67 +52,6 @@ def read(folder: Path, name: str, shape: tuple[int, int, int]) -> Artifacts:
         sky=sky,
         phrases={number: phrase for number, phrase in phrases.items() if phrase != "sky"},
     )
-
-
-def read_exr(data: bytes) -> dict[str, np.ndarray]:
-    """The channels of a flat scan-line OpenEXR, uncompressed or ZIP. Raises ValueError for any other."""
-    if data[:4] != _MAGIC:
-        raise ValueError("not an OpenEXR file")
-    if struct.unpack_from("<I", data, 4)[0] & _NOT_FLAT:
-        raise ValueError("a tiled, deep or multi-part OpenEXR, expected scan lines")
-    attributes, at = _attributes(data)
-    x0, y0, x1, y1 = struct.unpack("<4i", attributes["dataWindow"])
-    width, height = x1 - x0 + 1, y1 - y0 + 1
-    compression = attributes["compression"][0]
-    if compression not in _ROWS_PER_CHUNK:
-        raise ValueError(f"OpenEXR compression {compression}, expected none or ZIP")
-    channels = _channels(attributes["channels"])
-    row = np.dtype([(name, kind, width) for name, kind in channels])
-    image = np.empty(height, row)
-    rows = _ROWS_PER_CHUNK[compression]
-    offsets = struct.unpack_from(f"<{-(-height // rows)}Q", data, at)
-    for offset in offsets:
-        y, size = struct.unpack_from("<ii", data, offset)
-        count = min(rows, height - (y - y0))
-        raw = _unpack(data[offset + 8 : offset + 8 + size], count * row.itemsize)
-        image[y - y0 : y - y0 + count] = np.frombuffer(raw, row)
-    return {name: np.ascontiguousarray(image[name]) for name, _ in channels}
-
-
-def _attributes(data: bytes) -> tuple[dict[str, bytes], int]:
-    attributes, at = {}, 8
-    while data[at]:
-        name_end = data.index(0, at)
-        kind_end = data.index(0, name_end + 1)
-        (size,) = struct.unpack_from("<i", data, kind_end + 1)
-        start = kind_end + 5
-        attributes[data[at:name_end].decode()] = data[start : start + size]
-        at = start + size
-    return attributes, at + 1
-
-
-def _channels(data: bytes) -> list[tuple[str, np.dtype]]:
-    channels, at = [], 0
-    while data[at]:
-        end = data.index(0, at)
-        channels.append((data[at:end].decode(), _TYPES[struct.unpack_from("<i", data, end + 1)[0]]))
-        at = end + 17
-    return channels
-
-
-def _unpack(chunk: bytes, size: int) -> bytes:
-    """A chunk as large as its content is stored; a smaller one is zlib of byte differences, even bytes before odd ones."""
-    if len(chunk) == size:
-        return chunk
-    steps = np.frombuffer(zlib.decompress(chunk), np.uint8).astype(np.int64)
-    steps[1:] -= 128
-    straight = (np.cumsum(steps) & 255).astype(np.uint8)
-    if straight.size != size:
-        raise ValueError(f"a chunk of {straight.size} bytes, expected {size}")
-    half = (size + 1) // 2
-    out = np.empty(size, np.uint8)
-    out[0::2], out[1::2] = straight[:half], straight[half:]
-    return out.tobytes()
 
 
 def _poses(path: Path, frames: int) -> Float64[np.ndarray, "T 4 4"]:
@@ -173,7 +109,7 @@ def _frames(path: Path, shape: tuple[int, int, int], suffix: str, decode) -> np.
 
 
 def _exr_z(data: bytes) -> np.ndarray:
-    channels = read_exr(data)
+    channels = exr.read(data)
     if "Z" not in channels:
         raise ValueError(f"channels {', '.join(channels)}, expected Z")
     return channels["Z"].astype(np.float32)

@@ -1,1 +1,1 @@
-"""Data sets that bring truth."""
+"""Data sets that bring truth, one file each: they fill a clip's slots before any annotator does."""

@@ -12,8 +12,8 @@ import pytest
 from jaxtyping import Int64, UInt8
 
 from annotate.annotator import PairFlow
-from annotate.cameras import vipe_artifacts
 from annotate.cameras.vipe import Vipe
+from shared import exr
 from shared.clip import AnnotatedClip
 
 FAKE = Path(__file__).resolve().parent.parent / "fake_vipe.py"
@@ -185,16 +185,16 @@ def test_the_real_driver_says_what_it_lacks():
 @pytest.mark.parametrize("size", [(1, 1), (16, 3), (17, 40), (40, 33)])
 def test_exr_round_trip(size, zipped):
     z = np.random.default_rng(1).random(size).astype(np.float16)
-    np.testing.assert_array_equal(vipe_artifacts.read_exr(fake.exr_half(z, zipped))["Z"], z)
+    np.testing.assert_array_equal(exr.read(fake.exr_half(z, zipped))["Z"], z)
 
 
 def test_exr_of_another_kind_is_refused():
     tiled = bytearray(fake.exr_half(np.ones((2, 2), np.float16), False))
     tiled[5] |= 0x02
     with pytest.raises(ValueError, match="scan lines"):
-        vipe_artifacts.read_exr(bytes(tiled))
+        exr.read(bytes(tiled))
     with pytest.raises(ValueError, match="not an OpenEXR"):
-        vipe_artifacts.read_exr(b"PNG")
+        exr.read(b"PNG")
 
 
 def _alive(pid):

@@ -1,0 +1,138 @@
+"""The contract of data sets: a data set lists scenes, a scene gives frames, in the conventions of `shared`.
+
+A foreign convention dies in the data set's own file: what leaves it has the corner origin, z along the optical axis, OpenCV's axes
+and `world_from_cam`. Adding a data set is its file, and a line in `pipelines/datasets.py`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
+
+from shared.knobs import Knobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What people need to know before they download it."""
+
+    title: str
+    where: str
+    size: str
+    layout: str
+    brings: str
+    """The truth that comes with it."""
+
+
+class Exclusion(Knobs):
+    """Scenes that are left out, and why."""
+
+    scenes: tuple[str, ...] = ()
+    """Names of folders in the scene's uri, or parts of it that hold a slash."""
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Facts:
+    """What is known of a scene before a picture of it was read."""
+
+    uri: str
+    licence: str
+    fps: float
+    height: int
+    width: int
+    shots: tuple[Int64[np.ndarray, " N"], ...]
+    """Numbers of the frames that there are, rising. A clip lies within one shot; a number that is missing is a gap."""
+    metric: bool = True
+    static: bool = False
+    """True: nothing in it moves."""
+    step: int = 1
+    """Between the numbers of adjacent frames."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+    """One frame at the data set's own size; None: the data set does not tell."""
+
+    rgb: UInt8[np.ndarray, "H W 3"]
+    z: Float32[np.ndarray, "H W"] | None = None
+    """0 where it is not known."""
+    sky: Bool[np.ndarray, "H W"] | None = None
+    instances: Int32[np.ndarray, "H W"] | None = None
+    """0: what can not move. The others may; whether they do is found out."""
+    world_from_cam: Float64[np.ndarray, "4 4"] | None = None
+    """The scene's own world."""
+    intrinsics: Float64[np.ndarray, " 4"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Field:
+    """Vectors that lead from every pixel of one frame to another frame; 0 where not valid."""
+
+    values: Float32[np.ndarray, "H W C"]
+    valid: Bool[np.ndarray, "H W"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tracks:
+    """Points that are followed through frames, in the scene's world."""
+
+    p_world: Float64[np.ndarray, "T N 3"]
+    visible: Bool[np.ndarray, "T N"]
+    """In view, in front, and known."""
+    valid: Bool[np.ndarray, "T N"]
+    """The position is known."""
+
+
+class Scene(ABC):
+    """A scene, opened: its tables are read, its pictures are read one by one. Errors are ValueErrors that name the file."""
+
+    facts: Facts
+
+    @abstractmethod
+    def frame(self, number: int) -> Frame: ...
+
+    def flow(self, start: int, end: int) -> Field | None:
+        """Optical flow from one frame to another, pixels; None: not given for this pair."""
+        return None
+
+    def scene_flow(self, start: int, end: int, frame: Frame) -> Field | None:
+        """Displacement in the scene's world of what is seen at `start` (whose frame is handed in) until `end`."""
+        return None
+
+    def tracks(self, numbers: Int64[np.ndarray, " T"]) -> Tracks | None:
+        return None
+
+    def caption(self, numbers: Int64[np.ndarray, " T"]) -> str:
+        return ""
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Knobs with a `kind`, that know their scenes."""
+
+    about: ClassVar[About]
+    licence: ClassVar[str]
+
+    @property
+    def kind(self) -> str: ...
+
+    def scenes(self, root: str) -> Iterator[str]:
+        """Uris of all scenes below a folder or bucket, in a fixed order; nothing of them is opened."""
+        ...
+
+    def open(self, uri: str) -> Scene:
+        """Raises ValueError with the reason for a scene that is excluded, incomplete or not to be trusted."""
+        ...
+
+
+def refuse_excluded(uri: str, exclude: tuple[Exclusion, ...]) -> None:
+    """Raises ValueError with the reason if one of the exclusions names the scene."""
+    folders = f"/{uri.strip('/')}/"
+    for exclusion in exclude:
+        for name in exclusion.scenes:
+            if f"/{name.strip('/')}/" in folders:
+                raise ValueError(f"{uri}: excluded ({name}: {exclusion.why})")

@@ -1,0 +1,264 @@
+"""From a scene to clips: spans of frames at the recipe's rate, and partly filled `AnnotatedClip`s with truth in their slots."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
+
+from annotate import cut as cutting
+from annotate.cut import Cut, Span
+from annotate.datasets import movers, poses
+from annotate.datasets.dataset import Facts, Field, Frame, Scene
+from annotate.datasets.fitting import Fit
+from shared.clip import KEY_STRIDE, AnnotatedClip, Cameras, Depth, Flow, Motion
+from shared.video import Video
+
+UNKNOWN_FLOW_PX = 8.0
+"""The uncertainty of flow where a data set gives none: what asks for certain flow passes it over."""
+_TIME_BASE = Fraction(1, 1_000_000)
+
+
+def spans(scene: Scene, cut: Cut, scores: Mapping[str, float]) -> list[Span]:
+    """All clips of a scene in order, each with the scene's `scores`; one refused span for each shot that gives none."""
+    facts, found = scene.facts, []
+    video = as_video(facts)
+    for numbers in facts.shots:
+        seconds = numbers / (facts.fps * facts.step)
+        picked, reason = cutting.windows(seconds, 0, len(numbers), cut)
+        if reason:
+            found.append(cutting.span_of(video, numbers, cut, reason))
+        found += [cutting.span_of(video, numbers[window], cut, "") for window in picked]
+    return [replace(span, scores={**span.scores, **scores}, **_looks(scene, span)) for span in found]
+
+
+def as_video(facts: Facts) -> Video:
+    """The scene as pipelines know sources."""
+    numbers = np.concatenate(facts.shots)
+    seconds = numbers / (facts.fps * facts.step)
+    told = f"{facts.uri} {len(numbers)} {facts.height} {facts.width}"
+    return Video(
+        uri=facts.uri,
+        fps=facts.fps,
+        height=facts.height,
+        width=facts.width,
+        num_frames=len(numbers),
+        identity=hashlib.blake2b(told.encode(), digest_size=16).hexdigest(),
+        licence=facts.licence,
+        time_base=_TIME_BASE,
+        pts=np.round(seconds / float(_TIME_BASE)).astype(np.int64),
+    )
+
+
+def _looks(scene: Scene, span: Span) -> dict[str, int]:
+    """The perceptual hash of a clip's middle picture, by which look-alikes are found."""
+    if span.reason:
+        return {}
+    import cv2
+
+    from annotate.screen import phash
+
+    rgb = scene.frame(int(span.frames[len(span.frames) // 2])).rgb
+    return {"phash": phash(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY))}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Taken:
+    """The frames of a clip at its size, poses in the scene's world."""
+
+    frames: list[Frame]
+    forward: list[Field | None]
+    backward: list[Field | None]
+    scene_flow: list[Field | None]
+    """To the next frame of the clip; of the last, back to the one before."""
+    key_scene_flow: list[Field | None]
+
+    def z(self) -> Float32[np.ndarray, "T H W"]:
+        return np.stack([_given(frame.z) for frame in self.frames])
+
+    def world_from_cam(self) -> Float64[np.ndarray, "T 4 4"]:
+        return np.stack([_given(frame.world_from_cam) for frame in self.frames])
+
+    def intrinsics(self) -> Float64[np.ndarray, "T 4"]:
+        return np.stack([_given(frame.intrinsics) for frame in self.frames])
+
+    def has(self, name: str) -> bool:
+        """Whether every frame has it."""
+        return all(getattr(frame, name) is not None for frame in self.frames)
+
+
+def _given(array: np.ndarray | None) -> np.ndarray:
+    assert array is not None
+    return array
+
+
+def load(scene: Scene, span: Span, cut: Cut, source: str) -> AnnotatedClip:
+    """The clip with everything that its data set knows; `source` names the data set in every slot.
+
+    Raises ValueError that names the file for whatever cannot be read or is not plausible.
+    """
+    facts = scene.facts
+    taken = _take(scene, span.frames, cut)
+    clip = AnnotatedClip(
+        id=span.id,
+        rgb=np.stack([frame.rgb for frame in taken.frames]),
+        fps=span.fps,
+        source=facts.uri,
+        frames=span.frames,
+        caption=scene.caption(span.frames),
+        licence=facts.licence,
+        scores=span.scores,
+    )
+    if taken.has("z"):
+        z = taken.z()
+        clip = clip.with_(depth=Depth(z=z, valid=z > 0, metric=facts.metric, source=source))
+    if taken.has("world_from_cam") and taken.has("intrinsics"):
+        clip = clip.with_(cameras=_cameras(taken, facts.metric, source))
+    clip = _with_flow(clip, taken, source)
+    return _with_motion(clip, taken, scene, source)
+
+
+def _take(scene: Scene, numbers: Int64[np.ndarray, " T"], cut: Cut) -> Taken:
+    """One frame at a time at the data set's size: all of a clip there would not fit into a worker."""
+    facts = scene.facts
+    fit = Fit(height=facts.height, width=facts.width, to_height=cut.height, to_width=cut.width)
+    taken = Taken(frames=[], forward=[], backward=[], scene_flow=[], key_scene_flow=[])
+    known = [int(number) for number in numbers]
+    for t, number in enumerate(known):
+        frame = scene.frame(number)
+        if frame.rgb.shape[:2] != (facts.height, facts.width):
+            found = f"{frame.rgb.shape[1]} x {frame.rgb.shape[0]}"
+            raise ValueError(f"{facts.uri}: frame {number} is {found}, expected {facts.width} x {facts.height}")
+
+        def fitted(field: Field | None, *, pixels: bool, z: np.ndarray | None = frame.z) -> Field | None:
+            return None if field is None else fit.field(field, z, pixels=pixels)
+
+        if t + 1 < len(known):
+            taken.forward.append(fitted(scene.flow(number, known[t + 1]), pixels=True))
+        if t > 0:
+            taken.backward.append(fitted(scene.flow(number, known[t - 1]), pixels=True))
+        other = known[t + 1] if t + 1 < len(known) else known[t - 1] if t else number
+        taken.scene_flow.append(fitted(scene.scene_flow(number, other, frame), pixels=False))
+        if t % KEY_STRIDE == 0 and t + KEY_STRIDE < len(known):
+            taken.key_scene_flow.append(fitted(scene.scene_flow(number, known[t + KEY_STRIDE], frame), pixels=False))
+        taken.frames.append(_fitted(frame, fit))
+    return taken
+
+
+def _fitted(frame: Frame, fit: Fit) -> Frame:
+    return Frame(
+        rgb=fit.rgb(frame.rgb),
+        z=None if frame.z is None else fit.depth(frame.z),
+        sky=None if frame.sky is None else fit.nearest(frame.sky),
+        instances=None if frame.instances is None else fit.nearest(frame.instances),
+        world_from_cam=frame.world_from_cam,
+        intrinsics=None if frame.intrinsics is None else fit.intrinsics(frame.intrinsics),
+    )
+
+
+def _cameras(taken: Taken, metric: bool, source: str) -> Cameras:
+    """In the world of the clip's first camera."""
+    world_from_cam = taken.world_from_cam()
+    canonical = poses.inverse(world_from_cam[0]) @ world_from_cam
+    canonical[0], canonical[:, 3] = np.eye(4), (0, 0, 0, 1)
+    return Cameras(world_from_cam=canonical, intrinsics=taken.intrinsics(), metric=metric, source=source)
+
+
+def _with_flow(clip: AnnotatedClip, taken: Taken, source: str) -> AnnotatedClip:
+    """Given flow of every pair, there and back. Where it is not known it is what a rigid world shows, and uncertain."""
+    forward = [field for field in taken.forward if field is not None]
+    backward = [field for field in taken.backward if field is not None]
+    steps = clip.shape[0] - 1
+    if not steps or len(forward) < steps or len(backward) < steps:
+        return clip
+    valid = np.stack([field.valid for field in forward])
+    ahead, back = _rigid(clip, ahead=True), _rigid(clip, ahead=False)
+    flow = Flow(
+        forward=np.stack([np.where(f.valid[..., None], f.values, r) for f, r in zip(forward, ahead)]),
+        backward=np.stack([np.where(f.valid[..., None], f.values, r) for f, r in zip(backward, back)]),
+        uncertainty=None if valid.all() else np.where(valid, 0, UNKNOWN_FLOW_PX).astype(np.float32),
+        source=source,
+    )
+    return clip.with_(flow=flow)
+
+
+def _rigid(clip: AnnotatedClip, *, ahead: bool) -> Float32[np.ndarray, "P H W 2"]:
+    """Flow of a still world between neighbors, 0 where depth or cameras are missing."""
+    steps = clip.shape[0] - 1
+    if clip.depth is None or clip.cameras is None:
+        return np.zeros((steps, *clip.shape[1:], 2), np.float32)
+    import torch
+
+    from shared import camera
+
+    here, there = (slice(None, -1), slice(1, None)) if ahead else (slice(1, None), slice(None, -1))
+    z, valid = torch.from_numpy(clip.depth.z[here]).double(), torch.from_numpy(clip.depth.valid[here])
+    world_from_cam = torch.from_numpy(clip.cameras.world_from_cam)
+    intrinsics = torch.from_numpy(clip.cameras.intrinsics)
+    there_from_here = camera.invert(world_from_cam[there]) @ world_from_cam[here]
+    flow, z_there = camera.rigid_flow(torch.where(valid, z, 1.0), there_from_here, intrinsics[here], intrinsics[there])
+    seen = valid & (z_there > 0.05 * z)
+    return torch.where(seen[..., None], flow, 0.0).clamp(-500, 500).float().numpy()
+
+
+def _with_motion(clip: AnnotatedClip, taken: Taken, scene: Scene, source: str) -> AnnotatedClip:
+    """Dynamic pixels by motion, never by what something is; scene flow where it is exact. Annotators complete the rest."""
+    instances = _ids(taken) if taken.has("instances") else None
+    sky = np.stack([_given(frame.sky) for frame in taken.frames]) if taken.has("sky") else None
+    first = taken.frames[0].world_from_cam
+    tracks = scene.tracks(clip.frames) if first is not None and clip.cameras is not None else None
+    seen = None if tracks is None or first is None else movers.see(tracks, clip, first)
+    dynamic = movers.moving(clip, taken.scene_flow, instances, seen, static=scene.facts.static)
+    if dynamic is None or first is None:
+        return clip
+    steps, keys = clip.shape[0] - 1, (clip.shape[0] - 1) // KEY_STRIDE
+    fields, key_fields = taken.scene_flow[:steps], taken.key_scene_flow
+    if seen is not None and clip.depth is not None:
+        fields, key_fields = movers.sparse(clip, seen, 1), movers.sparse(clip, seen, KEY_STRIDE)
+    turn = first[:3, :3].T
+    scene_flow, valid = _canonical(fields, dynamic[:steps], turn, clip, 1)
+    key_scene_flow = key_valid = None
+    if scene.facts.static or (keys and all(field is not None and seen is None for field in key_fields)):
+        starts = dynamic[0 : keys * KEY_STRIDE : KEY_STRIDE]
+        key_scene_flow, key_valid = _canonical(key_fields, starts, turn, clip, KEY_STRIDE)
+    motion = Motion(
+        dynamic=dynamic,
+        scene_flow=scene_flow,
+        scene_flow_valid=valid,
+        key_scene_flow=key_scene_flow,
+        key_scene_flow_valid=key_valid,
+        sky=sky,
+        instances=instances,
+        source=source,
+    )
+    return clip.with_(motion=motion)
+
+
+def _canonical(
+    fields: Sequence[Field | None],
+    dynamic: Bool[np.ndarray, "P H W"],
+    turn: Float64[np.ndarray, "3 3"],
+    clip: AnnotatedClip,
+    stride: int,
+) -> tuple[Float32[np.ndarray, "P H W 3"], Bool[np.ndarray, "P H W"]]:
+    """Along the axes of the clip's first camera; exactly 0, and known wherever depth is, on what stands still."""
+    vectors = np.zeros((*dynamic.shape, 3), np.float32)
+    valid = ~dynamic
+    if clip.depth is not None:
+        valid &= clip.depth.valid[0 : len(dynamic) * stride : stride]
+    for p, field in enumerate(fields):
+        if field is not None:
+            known = dynamic[p] & field.valid
+            vectors[p][known] = field.values[known] @ turn.T
+            valid[p] |= known
+    return vectors, valid
+
+
+def _ids(taken: Taken) -> Int32[np.ndarray, "T H W"]:
+    """Numbered 1, 2, ... in the order of the data set's numbers; 0 stays 0."""
+    ids = np.stack([_given(frame.instances) for frame in taken.frames])
+    names, places = np.unique(np.concatenate(([0], ids.ravel())), return_inverse=True)
+    assert names[0] == 0, "ids are not negative"
+    return places[1:].reshape(ids.shape).astype(np.int32)

@@ -1,0 +1,187 @@
+"""What moves in a scene with truth: by its scene flow, by its tracks, or by whether it is still where it was."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64, Int32, Int64
+
+from annotate.datasets.dataset import Field, Tracks
+from shared import camera, warp
+from shared.clip import AnnotatedClip
+
+LEAST_M, LEAST_OF_Z = 0.002, 0.002
+"""Scene flow shorter than either is none: rounding of what is given exactly."""
+TRACK_M, TRACK_OF_Z = 0.010, 0.005
+"""The same of tracks and rounded depth."""
+AGREEMENT = 0.02
+"""A track lies on what its pixel shows if their depths differ by less than this share."""
+STILL_SHARE = 0.97
+"""Of an instance's pixels that are found again at the same place of the world: more, and it stands still."""
+_FEWEST = 20
+"""Pixels or tracks that can decide."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Seen:
+    """A clip's tracks and where they are in its pictures."""
+
+    tracks: Tracks
+    places: Float64[np.ndarray, "T N 3"]
+    """(u, v, z)."""
+    inside: Bool[np.ndarray, "T N"]
+    """Visible, and on the picture."""
+    height: int
+    width: int
+
+    @property
+    def pixels(self) -> tuple[Int64[np.ndarray, "T N"], Int64[np.ndarray, "T N"]]:
+        """Row and column, (0, 0) where not inside."""
+        column, row = np.where(self.inside, self.places[..., :2].transpose(2, 0, 1), 0).astype(np.int64)
+        return np.minimum(row, self.height - 1), np.minimum(column, self.width - 1)
+
+
+def moving(
+    clip: AnnotatedClip,
+    scene_flow: list[Field | None],
+    instances: Int32[np.ndarray, "T H W"] | None,
+    seen: Seen | None,
+    *,
+    static: bool,
+) -> Bool[np.ndarray, "T H W"] | None:
+    """Pixels on what moves; None where the data set cannot tell, so that annotators must."""
+    if static:
+        return np.zeros(clip.shape, bool)
+    if any(field is not None for field in scene_flow):
+        return _by_scene_flow(clip, scene_flow, instances, _unit(clip))
+    if instances is None or clip.depth is None or clip.cameras is None:
+        return None
+    told = _by_tracks(instances, seen) if seen is not None else {}
+    numbers = [int(i) for i in np.unique(instances[instances > 0])]
+    return np.isin(instances, [i for i in numbers if (told[i] if i in told else _left(clip, instances == i))])
+
+
+def _unit(clip: AnnotatedClip) -> float:
+    """What a meter is in the clip's unit, for thresholds: where it is not known, a twentieth of the median depth stands in."""
+    if clip.depth is None or clip.depth.metric or not clip.depth.valid.any():
+        return 1.0
+    return float(np.median(clip.depth.z[clip.depth.valid])) / 20
+
+
+def _by_scene_flow(
+    clip: AnnotatedClip, fields: list[Field | None], instances: Int32[np.ndarray, "T H W"] | None, unit: float
+) -> Bool[np.ndarray, "T H W"]:
+    """Pixels whose displacement is more than rounding; where it is not known, those of an instance that moves."""
+    z = clip.depth.z if clip.depth is not None else np.zeros(clip.shape, np.float32)
+    dynamic = np.zeros(clip.shape, bool)
+    for t, field in enumerate(fields):
+        if field is not None:
+            far = np.linalg.norm(field.values, axis=-1) > np.maximum(LEAST_M * unit, LEAST_OF_Z * z[t])
+            dynamic[t] = far & field.valid
+    if instances is None:
+        return dynamic
+    for number in np.unique(instances[instances > 0]):
+        where = instances == number
+        known = np.stack(
+            [w & field.valid if field is not None else np.zeros_like(w) for w, field in zip(where, fields)]
+        )
+        if known.any() and (dynamic & known).sum() > 0.5 * known.sum():
+            dynamic |= where & ~known
+    return dynamic & (instances > 0)
+
+
+def _by_tracks(instances: Int32[np.ndarray, "T H W"], seen: Seen) -> dict[int, bool]:
+    """Instance -> whether most of its tracks move, for instances with enough of them."""
+    row, column = seen.pixels
+    frame = np.broadcast_to(np.arange(len(row))[:, None], row.shape)
+    on = np.where(seen.inside, instances[frame, row, column], 0)
+    depth = np.where(seen.inside, seen.places[..., 2], 0).max(0)
+    far = travelled(seen.tracks) > np.maximum(TRACK_M, TRACK_OF_Z * depth)
+    told = {}
+    for number in np.unique(on[on > 0]):
+        mine = (on == number).any(0)
+        if mine.sum() >= _FEWEST:
+            told[int(number)] = bool(far[mine].mean() > 0.5)
+    return told
+
+
+def sparse(clip: AnnotatedClip, seen: Seen, stride: int) -> list[Field]:
+    """Scene flow at pixels that visible tracks lie on, from frame 0, stride, ... to the next, where depth agrees with them."""
+    assert clip.depth is not None
+    row, column = seen.pixels
+    fields = []
+    for a in range(0, clip.shape[0] - stride, stride):
+        z = clip.depth.z[a][row[a], column[a]]
+        good = seen.inside[a] & seen.tracks.valid[a + stride] & (np.abs(z - seen.places[a, :, 2]) < AGREEMENT * z)
+        values = np.zeros((*clip.shape[1:], 3), np.float32)
+        valid = np.zeros(clip.shape[1:], bool)
+        values[row[a][good], column[a][good]] = (seen.tracks.p_world[a + stride] - seen.tracks.p_world[a])[good]
+        valid[row[a][good], column[a][good]] = True
+        fields.append(Field(values=values, valid=valid))
+    return fields
+
+
+def travelled(tracks: Tracks) -> Float64[np.ndarray, " N"]:
+    """How far each track gets from where it is first known."""
+    first = tracks.valid.argmax(0)
+    start = tracks.p_world[first, np.arange(len(first))]
+    way = np.linalg.norm(tracks.p_world - start, axis=-1)
+    return np.where(tracks.valid, way, 0).max(0)
+
+
+def see(tracks: Tracks, clip: AnnotatedClip, world_from_first: Float64[np.ndarray, "4 4"]) -> Seen:
+    """The tracks as the clip's cameras see them; `world_from_first` leads from the clip's world to the scene's."""
+    assert clip.cameras is not None
+    world_from_cam = torch.from_numpy(world_from_first @ clip.cameras.world_from_cam)
+    p_world = torch.from_numpy(np.where(tracks.valid[..., None], tracks.p_world, 0))
+    p_cam = camera.transform(camera.invert(world_from_cam)[:, None], p_world)
+    ahead = p_cam[..., 2] > 1e-6
+    safe = torch.where(ahead[..., None], p_cam, torch.ones_like(p_cam))
+    uv = camera.project(safe, torch.from_numpy(clip.cameras.intrinsics)[:, None])
+    inside = ahead & warp.in_bounds(uv, *clip.shape[1:])
+    places = torch.cat((uv, p_cam[..., 2:]), -1).numpy()
+    return Seen(
+        tracks=tracks,
+        places=places,
+        inside=tracks.visible & tracks.valid & inside.numpy(),
+        height=clip.shape[1],
+        width=clip.shape[2],
+    )
+
+
+def _left(clip: AnnotatedClip, where: Bool[np.ndarray, "T H W"]) -> bool:
+    """Whether an instance leaves its place: held still, its points are not where it is seen in some other frame."""
+    import cv2
+
+    box = np.ones((3, 3), np.uint8)
+    inner = np.stack([cv2.erode(frame.astype(np.uint8), box) > 0 for frame in where])
+    seen = [t for t in range(len(where)) if inner[t].sum() >= _FEWEST]
+    pairs = [(seen[0], t) for t in seen[1:]] + [(seen[-1], t) for t in seen[:-1]] if seen else []
+    return any((share := _found_again(clip, where, inner, a, b)) is not None and share < STILL_SHARE for a, b in pairs)
+
+
+def _found_again(
+    clip: AnnotatedClip, where: Bool[np.ndarray, "T H W"], inner: Bool[np.ndarray, "T H W"], a: int, b: int
+) -> float | None:
+    """Share of the instance's inner pixels of frame a that frame b shows on it, where nothing else hides them."""
+    assert clip.depth is not None
+    assert clip.cameras is not None
+    z, cameras = clip.depth.z, clip.cameras
+    world_from_cam = torch.from_numpy(cameras.world_from_cam)
+    intrinsics = torch.from_numpy(cameras.intrinsics)
+    pick = torch.from_numpy(inner[a] & clip.depth.valid[a])
+    uv = camera.pixel_centers(*clip.shape[1:])[pick]
+    p_cam = camera.unproject(uv, torch.from_numpy(z[a]).double()[pick], intrinsics[a])
+    p_there = camera.transform(camera.invert(world_from_cam[b]) @ world_from_cam[a], p_cam)
+    ahead = p_there[:, 2] > 1e-6
+    there = camera.project(torch.where(ahead[:, None], p_there, torch.ones_like(p_there)), intrinsics[b])
+    shown = ahead & warp.in_bounds(there, *clip.shape[1:])
+    at = torch.from_numpy(np.stack((z[b], where[b].astype(np.float32)), -1)).double()
+    z_shown, on = warp.sample(at, there, mode="nearest").unbind(-1)
+    expected = p_there[:, 2]
+    hidden = (z_shown > 0) & (z_shown < 0.95 * expected) & (on < 0.5)
+    asked = shown & ~hidden
+    if asked.sum() < _FEWEST:
+        return None
+    found = (on > 0.5) & ((z_shown - expected).abs() < torch.clamp(0.02 * expected, min=TRACK_M))
+    return float(found[asked].double().mean())

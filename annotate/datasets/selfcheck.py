@@ -1,0 +1,262 @@
+"""What a scene says about itself, before it is trusted: do its depth, cameras, tracks and flow agree with each other?
+
+A few frames of a scene are enough to catch depth in another unit, an inverted pose, lengths of rays taken for z, or swapped
+channels of flow. The figures become scores of every clip; a scene that fails is refused with its figure.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from annotate.datasets.dataset import Field, Frame, Scene
+from shared import camera, warp
+
+MOST_REPROJECTION = 0.05
+"""Median relative depth error of static points seen in another frame."""
+MOST_TRACKS = 0.02
+"""Median relative difference of depth and the tracks that are visible there."""
+MOST_FLOW_PX, MOST_FLOW_SHARE = 0.3, 0.1
+"""Median distance of given flow from what a rigid world shows, in pixels or as a share of the flow."""
+CLEARLY = 2.0
+"""Another reading of the data must fit so many times better before the data set's own is refused."""
+PLACES = 4
+"""Where in a scene pairs of frames are compared."""
+GAP_FRAMES = 8
+_PIXELS = 8000
+_FEWEST = 60
+
+Reading = Callable[["Pair"], "Pair"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Static-looking pixels of one frame and another frame that may show them."""
+
+    uv: Float[Tensor, "N 2"]
+    z: Float[Tensor, " N"]
+    world_from_here: Float[Tensor, "4 4"]
+    world_from_there: Float[Tensor, "4 4"]
+    here: Float[Tensor, " 4"]
+    there: Float[Tensor, " 4"]
+    z_there: Float[Tensor, "H W"]
+    valid_there: Float[Tensor, "H W"]
+
+    @property
+    def there_from_here(self) -> Float[Tensor, "4 4"]:
+        return camera.invert(self.world_from_there) @ self.world_from_here
+
+
+def check(scene: Scene) -> dict[str, float]:
+    """The scene's scores. Raises ValueError with the figure if its truth contradicts itself."""
+    numbers = np.concatenate(scene.facts.shots)
+    scores: dict[str, float] = {}
+    pairs = [_pair(scene, a, b) for a, b in _places(scene)]
+    known = [pair for pair in pairs if pair is not None]
+    if known:
+        scores |= _reprojection(scene.facts.uri, known)
+    tracks = _tracks(scene, numbers[np.linspace(0, len(numbers) - 1, min(PLACES, len(numbers))).astype(int)])
+    if tracks is not None:
+        scores["selfcheck_tracks"] = tracks
+        if tracks > MOST_TRACKS:
+            raise ValueError(
+                f"{scene.facts.uri}: its depth is {tracks:.1%} away from its tracks (median), expected {MOST_TRACKS:.0%} at most"
+            )
+    flow = _flow(scene)
+    if flow is not None:
+        scores["selfcheck_flow_px"] = flow
+    return scores
+
+
+def _places(scene: Scene) -> list[tuple[int, int]]:
+    """Frames to compare: some way apart, at several places."""
+    found = []
+    for shot in scene.facts.shots[:: max(1, len(scene.facts.shots) // PLACES)][:PLACES]:
+        gap = min(GAP_FRAMES, len(shot) - 1)
+        starts = np.linspace(0, len(shot) - 1 - gap, max(1, PLACES // len(scene.facts.shots))).astype(int)
+        found += [(int(shot[s]), int(shot[s + gap])) for s in dict.fromkeys(starts.tolist()) if gap > 0]
+    return found
+
+
+def _pair(scene: Scene, a: int, b: int) -> Pair | None:
+    here, there = scene.frame(a), scene.frame(b)
+    if any(x is None for f in (here, there) for x in (f.z, f.world_from_cam, f.intrinsics)):
+        return None
+    assert here.z is not None
+    assert there.z is not None
+    picked = _still(here)
+    if picked.sum() < _FEWEST:
+        return None
+    uv = camera.pixel_centers(*here.z.shape)[picked]
+    return Pair(
+        uv=uv,
+        z=_tensor(here.z)[picked],
+        world_from_here=_tensor(here.world_from_cam),
+        world_from_there=_tensor(there.world_from_cam),
+        here=_tensor(here.intrinsics),
+        there=_tensor(there.intrinsics),
+        z_there=_tensor(there.z),
+        valid_there=_tensor((there.z > 0) & ((there.instances == 0) if there.instances is not None else True)),
+    )
+
+
+def _still(frame: Frame) -> Tensor:
+    """Evenly drawn pixels with depth that can not move, as a mask. Where all can move, all are taken: most of a scene is still."""
+    assert frame.z is not None
+    good = frame.z > 0
+    if frame.instances is not None and (good & (frame.instances == 0)).sum() >= _FEWEST:
+        good &= frame.instances == 0
+    every = max(1, round((good.sum() / _PIXELS) ** 0.5))
+    grid = np.zeros_like(good)
+    grid[every // 2 :: every, every // 2 :: every] = True
+    return torch.from_numpy(good & grid)
+
+
+def _reprojection(uri: str, pairs: list[Pair]) -> dict[str, float]:
+    """How well static points are found again as given, and under other readings of the same numbers."""
+    given = _error(pairs, _as_given)
+    if given is None:
+        return {}
+    best_name, best = "", given
+    for name, reading in READINGS.items():
+        error = _error(pairs, reading)
+        if error is not None and error < best:
+            best_name, best = name, error
+    told = f"{uri}: static points of one frame are {given:.1%} away from the depth of another (median)"
+    if best_name and given > CLEARLY * best + 0.003:
+        raise ValueError(f"{told}, and {best:.1%} if {best_name}")
+    if given > MOST_REPROJECTION:
+        raise ValueError(f"{told}, expected {MOST_REPROJECTION:.0%} at most")
+    halves = {shift: _error(pairs, _shifted(shift)) for shift in (-0.5, 0.0, 0.5)}
+    shift = min(halves, key=lambda s: (np.inf if halves[s] is None else halves[s], abs(s)))
+    return {"selfcheck_reprojection": given, "selfcheck_half_pixel_px": shift}
+
+
+def _error(pairs: list[Pair], reading: Reading) -> float | None:
+    """Median over all pairs of |z found - z expected| / z expected, for points that land in view and are not hidden."""
+    errors = [_errors(reading(pair)) for pair in pairs]
+    all_errors = torch.cat(errors)
+    asked = sum(len(pair.z) for pair in pairs)
+    return float(all_errors.median()) if len(all_errors) >= max(_FEWEST, 0.1 * asked) else None
+
+
+def _errors(pair: Pair) -> Float[Tensor, " M"]:
+    p_there = camera.transform(pair.there_from_here, camera.unproject(pair.uv, pair.z, pair.here))
+    ahead = p_there[:, 2] > 1e-6
+    uv = camera.project(torch.where(ahead[:, None], p_there, torch.ones_like(p_there)), pair.there)
+    ahead &= warp.in_bounds(uv, *pair.z_there.shape)
+    inverse = torch.where(pair.z_there > 0, 1 / pair.z_there.clamp(min=1e-9), 0.0)
+    found, valid = warp.sample(torch.stack((inverse, pair.valid_there), -1), uv[ahead]).unbind(-1)
+    return (1 / found[valid > 0.999] / p_there[ahead, 2][valid > 0.999] - 1).abs()
+
+
+def _as_given(pair: Pair) -> Pair:
+    return pair
+
+
+def _with(pair: Pair, **changes: Tensor) -> Pair:
+    return Pair(**{**pair.__dict__, **changes})
+
+
+def _inverted(pair: Pair) -> Pair:
+    here, there = camera.invert(pair.world_from_here), camera.invert(pair.world_from_there)
+    return _with(pair, world_from_here=here, world_from_there=there)
+
+
+def _scaled(factor: float) -> Reading:
+    return lambda pair: _with(pair, z=pair.z * factor, z_there=pair.z_there * factor)
+
+
+def _rays(pair: Pair) -> Pair:
+    def slant(uv: Tensor, intrinsics: Tensor) -> Tensor:
+        return camera.unproject(uv, torch.ones_like(uv[..., 0]), intrinsics).norm(dim=-1)
+
+    height, width = pair.z_there.shape
+    grid = camera.pixel_centers(height, width)
+    return _with(pair, z=pair.z / slant(pair.uv, pair.here), z_there=pair.z_there / slant(grid, pair.there))
+
+
+def _shifted(shift_px: float) -> Reading:
+    """Depth drawn half a pixel off, to the left or to the right, in the other frame."""
+
+    def reading(pair: Pair) -> Pair:
+        center = torch.tensor([0.0, 0.0, shift_px, shift_px], dtype=torch.float64)
+        return _with(pair, here=pair.here + center, there=pair.there + center)
+
+    return reading
+
+
+READINGS: dict[str, Reading] = {
+    "its poses are inverted": _inverted,
+    "its depth is ten times too large for its poses": _scaled(0.1),
+    "its depth is ten times too small for its poses": _scaled(10.0),
+    "its depth is a hundred times too large for its poses": _scaled(0.01),
+    "its depth is a hundred times too small for its poses": _scaled(100.0),
+    "its depth is the length of rays": _rays,
+}
+
+
+def _tracks(scene: Scene, numbers: np.ndarray) -> float | None:
+    """Median over visible tracks of |z(u) - z_track| / z_track; None without tracks."""
+    tracks = scene.tracks(numbers)
+    if tracks is None:
+        return None
+    errors = []
+    for t, number in enumerate(numbers):
+        frame = scene.frame(int(number))
+        if frame.z is None or frame.world_from_cam is None or frame.intrinsics is None:
+            return None
+        good = tracks.visible[t] & tracks.valid[t]
+        errors.append(_track_errors(frame, tracks.p_world[t][good]))
+    found = np.concatenate(errors)
+    return float(np.median(found)) if len(found) >= _FEWEST else None
+
+
+def _track_errors(frame: Frame, p_world: Float64[np.ndarray, "N 3"]) -> np.ndarray:
+    assert frame.z is not None
+    p_cam = camera.transform(camera.invert(_tensor(frame.world_from_cam)), torch.from_numpy(p_world))
+    p_cam = p_cam[p_cam[:, 2] > 1e-6]
+    uv = camera.project(p_cam, _tensor(frame.intrinsics))
+    inside = warp.in_bounds(uv, *frame.z.shape)
+    z = warp.sample(_tensor(frame.z)[..., None], uv[inside], mode="nearest")[:, 0]
+    expected = p_cam[inside, 2]
+    return ((z - expected).abs() / expected)[z > 0].numpy()
+
+
+def _flow(scene: Scene) -> float | None:
+    """Median distance in pixels of given flow from a rigid world's, on what can not move. Raises ValueError if it is too large."""
+    found: list[tuple[Tensor, Tensor]] = []
+    for shot in scene.facts.shots[:PLACES]:
+        for s in dict.fromkeys(np.linspace(0, max(len(shot) - 2, 0), 2).astype(int).tolist()):
+            if len(shot) > 1 and (field := scene.flow(int(shot[s]), int(shot[s + 1]))) is not None:
+                pair = _pair(scene, int(shot[s]), int(shot[s + 1]))
+                found += [_both(scene.frame(int(shot[s])), field, pair)] if pair is not None else []
+    if not found:
+        return None
+    given, rigid = (torch.cat(flows) for flows in zip(*found))
+    if len(given) < _FEWEST:
+        return None
+    error = float((given - rigid).norm(dim=-1).median())
+    length = float(rigid.norm(dim=-1).median())
+    told = f"{scene.facts.uri}: its flow is {error:.2f} px away from what its depth and cameras show (median)"
+    if error > max(MOST_FLOW_PX, MOST_FLOW_SHARE * length):
+        raise ValueError(f"{told}, expected {max(MOST_FLOW_PX, MOST_FLOW_SHARE * length):.2f} at most")
+    return error
+
+
+def _both(frame: Frame, field: Field, pair: Pair) -> tuple[Tensor, Tensor]:
+    """Given and rigid flow of the pair's pixels."""
+    picked = _still(frame)
+    known = torch.from_numpy(field.valid)[picked]
+    p_there = camera.transform(pair.there_from_here, camera.unproject(pair.uv, pair.z, pair.here))
+    known &= p_there[:, 2] > 1e-6
+    rigid = camera.project(torch.where(known[:, None], p_there, torch.ones_like(p_there)), pair.there) - pair.uv
+    return _tensor(field.values)[picked][known], rigid[known]
+
+
+def _tensor(array: np.ndarray | None) -> Tensor:
+    assert array is not None
+    return torch.from_numpy(np.asarray(array, np.float64))
