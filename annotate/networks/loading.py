@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Weights = str | Path | Mapping[str, Tensor]
-"""A file (safetensors, or what `torch.save` wrote) or a state dict."""
+Weights = str | Path | Mapping[str, Any]
+"""A file (safetensors, or what `torch.save` wrote) or a state dict, maybe within another dict."""
 
 
 def read_state_dict(weights: Weights) -> tuple[dict[str, Any], str]:

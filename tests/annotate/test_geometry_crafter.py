@@ -120,12 +120,11 @@ def test_the_full_pointmap_vae_is_the_official_one(arrays):
 @pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("WORLDREEL_SLOW") != "1", reason="6 GB and minutes: set WORLDREEL_SLOW=1")
 def test_the_full_unet_is_the_official_one(arrays):
+    names = ("unet_determ_sample", "unet_encoder_hidden_states", "unet_added_time_ids")
+    sample, images, time_ids = (torch.from_numpy(arrays[name]) for name in names)
     with torch.device("meta"):
         unet = SVDUNet(8)
-    state = filling.state(unet)
-    unet.load_checkpoint(state)
-    sample, images = (torch.from_numpy(arrays[f"unet_determ_{n}"]) for n in ("sample", "encoder_hidden_states"))
-    time_ids = torch.from_numpy(arrays["unet_determ_added_time_ids"]).float()
+    unet.load_checkpoint(filling.state(unet))
     with torch.inference_mode():
         found = unet(sample, float(arrays["unet_determ_timestep"]), images, time_ids)
     assert off(found, arrays["unet_determ_out"]) < 1.5e-5
