@@ -1,5 +1,6 @@
 """A block under work: its videos and their clips, and where each stands."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -7,6 +8,7 @@ from pipelines import spool
 from pipelines.fleet_knobs import Fleet
 from pipelines.ledger import Event, Standing, note
 from pipelines.plan import Block
+from pipelines.reuse import Earlier
 from pipelines.sources import Entry
 from pipelines.tasks import Task
 from shared import files
@@ -25,6 +27,8 @@ class Settings:
     fleet: Fleet
     clip_bytes: int
     """An estimate of what annotating one clip holds in memory."""
+    earlier: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Runs that this one takes over from, with the headers of their plans."""
 
 
 @dataclass(kw_only=True)
@@ -138,9 +142,19 @@ class OpenBlock:
                 "number": number,
                 "to": spool.clip_uri(self.folder, slip.clip_id),
             }
+            if (earlier := self._earlier()) is not None:
+                body["earlier"] = asdict(earlier)
             timeout = self.settings.fleet.clip_timeout_s
             task = self._task("clip", slip.clip_id, body, timeout, self.settings.clip_bytes)
             self._add(task, entry.uri, standings, found)
+
+    def _earlier(self) -> Earlier | None:
+        """The same block of the run that is taken over from."""
+        for run, header in self.settings.earlier.items():
+            block = f"{run}-{self.name.rpartition('-')[2]}"
+            knobs, version = header["knobs"], header["version"]
+            return Earlier(shards_uri=self.settings.shards, block=block, knobs=knobs, version=version)
+        return None
 
     def _add(self, task: Task, uri: str, standings: dict[str, Standing], found: set[str]) -> None:
         standing = standings.get(task.key) or Standing(kind=task.kind)

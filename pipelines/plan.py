@@ -20,6 +20,8 @@ from shared.knobs import Knobs
 
 PIECE_VIDEOS = 10_000
 _FORMAT = 1
+VERSION = 1
+"""Of the annotators' arithmetic: raised when a change of code changes labels."""
 _WITHOUT = {"fleet"}
 """Knobs that change no label and no byte of one."""
 
@@ -56,7 +58,7 @@ class Plan:
         self, out: str, source: str, run: str, recipe: Knobs, block_videos: int, limit: int | None = None
     ) -> None:
         self._folder, self._source, self.run = files.join(out, "plan"), source, run
-        self._recipe, self._block_videos, self._limit = digest(label_knobs(recipe)), block_videos, limit
+        self._recipe, self._block_videos, self._limit = _facts(recipe), block_videos, limit
         self._pieces = _pieces(out, run)
         self._known = np.empty(0, np.uint64)
         self._num_blocks = 0
@@ -91,7 +93,7 @@ class Plan:
         if not fresh:
             return False
         uri = f"{self._folder}/{self.run}-{len(self._pieces):06d}.jsonl"
-        header = {"format": _FORMAT, "source": self._source, "run": self.run, "recipe": self._recipe}
+        header = {"format": _FORMAT, "source": self._source, "run": self.run, **self._recipe}
         lines = [header, *(self._line(number, entry) for number, entry in enumerate(fresh))]
         _write(uri, lines)
         self._num_blocks += -(-len(fresh) // self._block_videos)
@@ -130,7 +132,7 @@ def runs(out: str) -> dict[str, dict[str, Any]]:
 def adopt(out: str, old: str, run: str, recipe: Knobs) -> None:
     """The same blocks of the same videos, under another recipe."""
     for uri in _pieces(out, old):
-        header = _header(uri) | {"run": run, "recipe": digest(label_knobs(recipe))}
+        header = _header(uri) | {"run": run, **_facts(recipe)}
         lines = [{"block": block, **asdict(entry)} for block, entry in _read(uri)]
         _write(uri.replace(f"/plan/{old}-", f"/plan/{run}-"), [header, *lines])
 
@@ -164,6 +166,12 @@ def _pieces(out: str, run: str = "") -> list[str]:
     folder = files.join(out, "plan")
     uris = sorted(files.list_files(folder, (".jsonl",))) if files.exists(folder) else []
     return [uri for uri in uris if uri.rpartition("/")[2].startswith(run)]
+
+
+def _facts(recipe: Knobs) -> dict[str, Any]:
+    """Of the recipe: its digest, its knobs, and the version of the code, for a later one that takes over."""
+    knobs = label_knobs(recipe)
+    return {"recipe": digest(knobs), "knobs": knobs, "version": VERSION}
 
 
 def _write(uri: str, lines: list[dict[str, Any]]) -> None:

@@ -34,35 +34,35 @@ class Labels:
         misbehave(Path(clip.source))
         t, h, w = clip.shape
         clock.lap("labels")
-        flow, key_flow = (
-            Flow(
-                forward=np.zeros((n, h, w, 2), np.float32),
-                backward=np.zeros((n, h, w, 2), np.float32),
-                stride=s,
-                source="quick",
-            )
-            for n, s in ((t - 1, 1), ((t - 1) // 4, 4))
-        )
-        return clip.with_(
-            scores={"brightness": float(clip.rgb.mean())},
-            flow=flow,
-            key_flow=key_flow,
-            depth=Depth(
+        flow, key_flow = (_flow(n, h, w, stride) for n, stride in ((t - 1, 1), ((t - 1) // 4, 4)))
+        made = {
+            "flow": flow,
+            "key_flow": key_flow,
+            "depth": Depth(
                 z=np.full((t, h, w), 2, np.float32), valid=np.ones((t, h, w), bool), metric=False, source="quick"
             ),
-            cameras=Cameras(
+            "cameras": Cameras(
                 world_from_cam=np.tile(np.eye(4), (t, 1, 1)),
                 intrinsics=np.tile(np.array([50.0, 50.0, w / 2, h / 2]), (t, 1)),
                 metric=False,
                 source="quick",
             ),
-            motion=Motion(
+            "motion": Motion(
                 dynamic=np.zeros((t, h, w), bool),
                 scene_flow=np.zeros((t - 1, h, w, 3), np.float32),
                 scene_flow_valid=np.ones((t - 1, h, w), bool),
                 source="quick",
             ),
+        }
+        empty = {slot: part for slot, part in made.items() if getattr(clip, slot) is None}
+        return clip.with_(
+            scores={"brightness": float(clip.rgb.mean())} | {f"made_{slot}": 1.0 for slot in empty}, **empty
         )
+
+
+def _flow(pairs: int, height: int, width: int, stride: int) -> Flow:
+    still = np.zeros((pairs, height, width, 2), np.float32)
+    return Flow(forward=still, backward=still, stride=stride, source="quick")
 
 
 def video(path: Path, seed: int, *, frames: int = 12, height: int = 48, width: int = 64) -> Path:

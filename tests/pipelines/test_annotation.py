@@ -12,6 +12,7 @@ import yaml
 
 from pipelines import annotation, ledger, loop, plan
 from pipelines.fleet import Inline, Local, RayActors
+from pipelines.recipes import AnnotateRecipe
 from shared import shards
 
 _NAMES = ("a", "b", "c", "d", "e", "f")
@@ -165,8 +166,11 @@ def test_another_recipe_is_refused_unless_it_takes_over(videos: Path, tmp_path: 
         annotation.annotate(str(videos), str(out), other, crew=crew)
     annotation.annotate(str(videos), str(out), other, crew=crew, redo=True)
     fresh = tmp_path / "fresh"
-    annotation.annotate(str(videos), str(fresh), other, crew=crew)
-    assert _hashes(out) == _hashes(fresh)  # the old shards are gone
+    summary = annotation.annotate(str(videos), str(fresh), other, crew=crew)
+    assert list(_hashes(out)) == list(_hashes(fresh))  # the old shards are gone
+    assert [row["clip_id"] for row in _rows(out)] == [row["clip_id"] for row in _rows(fresh)]
+    assert {row["work_key"] for row in _rows(out)} == {row["work_key"] for row in _rows(fresh)}
+    assert (summary.videos, summary.clips, summary.annotated) == (6, 12, 12)
     assert len(plan.runs(str(out))) == 1
     assert _status(out) == {"annotated": 12}
 
@@ -276,3 +280,28 @@ def test_a_run_into_a_bucket(videos: Path, tmp_path: Path, bucket: str) -> None:
     assert {clip.source for clip in clips} == {f"{bucket}/in/a.mp4", f"{bucket}/in/b.mp4"}
     names = [uri.removeprefix(f"{bucket}/out/").split("/")[0] for uri in files.list_files(f"{bucket}/out")]
     assert set(names) == {"plan", "ledger", "shards", "recipe.yaml", "events", "metrics.prom"}
+
+
+def test_a_changed_knob_redoes_what_depends_on_it_and_nothing_else(videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _annotate(videos, out)
+    before = {clip.id: clip for clip in shards.read_clips(out)}
+    keys = {row["clip_id"]: row["work_key"] for row in _rows(out)}
+
+    def redone(**knobs: Any) -> Counter[str]:
+        recipe = AnnotateRecipe.model_validate(quick.recipe().model_dump() | knobs)
+        annotation.annotate(str(videos), str(out), recipe, crew=quick.local(recipe), redo=True)
+        clips = list(shards.read_clips(out))
+        assert {clip.id for clip in clips} == set(before)
+        for clip in clips:
+            assert clip.depth is not None
+            assert before[clip.id].depth is not None
+            assert (clip.depth.z == before[clip.id].depth.z).all()
+        return Counter(name for clip in clips for name in clip.scores if name.startswith("made_"))
+
+    motion = {"max_speed_ratio": 3.0}
+    assert redone(motion=motion) == {"made_motion": 12}
+    assert all(row["work_key"] != keys[row["clip_id"]] for row in _rows(out))
+    cameras = quick.recipe().cameras.model_dump() | {"cpus": 2.0}
+    assert redone(motion=motion, cameras=cameras) == {"made_cameras": 12, "made_depth": 12, "made_motion": 12}
+    assert redone(motion=motion, cameras=cameras, screen={"luminance": {"min": 1.0, "max": 255.0}}) == {}

@@ -45,6 +45,8 @@ def misbehave(video: Path) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if what == "nod":
+        time.sleep(0.5)
     if what == "nap":
         time.sleep(3)
     if what == "hang":
