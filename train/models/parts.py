@@ -193,6 +193,9 @@ def _text(knobs: ModelKnobs, base: Path) -> latents.TextEncoder:
     if text.kind == "cached":
         return latents.CachedText(Path(text.folder), text.width)
     from transformers import AutoTokenizer, ByT5Tokenizer, T5Config, T5EncoderModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # its bars would tear the trainer's own
 
     if (base / "text_encoder").is_dir() or text.kind == "t5":
         encoder = _pretrained(T5EncoderModel, base, "text_encoder", getattr(torch, text.dtype))
