@@ -104,7 +104,9 @@ def test_missing_weights_are_one_sentence_with_the_command_and_the_place(offline
     assert "run `worldreel weights fetch`" in sentence
     assert str(SeaRaft(variant="S").networks()[0].place) in sentence
     assert "\n" not in sentence
-    with pytest.raises(ValueError, match=r"SEA-RAFT S is not on this machine: .*; MoGe v1 ViT-L is not on this machine"):
+    with pytest.raises(
+        ValueError, match=r"SEA-RAFT S is not on this machine: .*; MoGe v1 ViT-L is not on this machine"
+    ):
         command.check(Recipe())
 
 
