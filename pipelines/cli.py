@@ -89,6 +89,19 @@ def generate(
     training.generate(run, out, image, prompt, seed=seed, steps=steps, guidance=guidance)
 
 
+@evaluate_app.command("model")
+def evaluate_model(
+    made: Annotated[str, typer.Argument(help="Shards that `worldreel generate` wrote.")],
+    recipe: Annotated[str, typer.Option(help="The annotators that judge the pixels.")] = "embedded",
+    set_: Set = [],  # noqa: B006
+    json_: Annotated[str | None, typer.Option("--json", help="Also write the numbers here.")] = None,
+) -> None:
+    """Motion, geometry and the three signatures of failure of generated clips, in the layout of the paper's tables."""
+    from pipelines import model_evaluation, recipes
+
+    model_evaluation.evaluate_model(made, recipes.annotate_recipe(recipe, set_), json_)
+
+
 @evaluate_app.command("labels")
 def evaluate_labels(
     pred: Annotated[str, typer.Argument(help="A run's folder with labels to judge.")],

@@ -174,6 +174,8 @@ def signatures(
     """
     if clip.depth is None or clip.cameras is None or clip.flow is None or clip.motion is None:
         raise ValueError(f"{clip.id}: the signatures of failure ask for depth, cameras, flow and motion")
+    if not clip.depth.valid.any():
+        raise ValueError(f"{clip.id}: has no pixel with valid depth, expected some to measure lengths by")
     flow_gap, depth_gap = _key_gaps(clip)
     unit = float(np.median(clip.depth.z[clip.depth.valid]))
     found = {

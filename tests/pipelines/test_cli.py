@@ -70,6 +70,9 @@ def test_the_whole_road(run):
     assert made.depth is not None
     assert np.isfinite(made.pointmap()).all()
     assert "annotated" in worldreel("status", data)
+    judged = worldreel("evaluate", "model", run / "made" / "shards")
+    assert made.id in judged
+    assert "|d.d.|object d.d.|" in judged
 
 
 def test_bad_files_are_rows_with_a_reason(run):
