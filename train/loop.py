@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from shared.knobs import dump, load
-from train import export, models, parallel, preflight, reader
+from shared.knobs import dump
+from train import export, foreign, models, parallel, preflight, reader, sampling
 from train.checkpoint import Checkpoints
 from train.flops import Meter
 from train.log import Log
@@ -25,10 +25,10 @@ from train.models.parts import Models
 from train.parallel import World
 from train.recipe import PAPER, TINY, Phase, TrainRecipe
 from train.step import SPIKE_WINDOW, Done, Stepper
-from train.stream import Stream
+from train.stream import Stream, read_selection
 from train.validation import Validation
 
-__all__ = ["PAPER", "TINY", "Outcome", "TrainRecipe", "train", "trained"]
+__all__ = ["PAPER", "TINY", "Outcome", "TrainRecipe", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -95,18 +95,16 @@ def train(recipe: TrainRecipe, root: str, run: str) -> Outcome:
             state.log.close()
 
 
-def trained(run: str) -> tuple[TrainRecipe, Models]:
-    """The recipe and the exported model of a finished run. Raises ValueError for a run that has none yet."""
-    folder = Path(run)
-    if not (folder / "model" / export.MARKER).exists():
-        raise ValueError(f"{run} holds no trained model: run `worldreel train` until it is finished")
-    return load(TrainRecipe, folder / "recipe.yaml"), models.load(folder / "model")
-
-
 def _begin(recipe: TrainRecipe, root: str, folder: Path, world: World, stop: threading.Event) -> _Run:
     """Everything up to the first step: checks, models on their devices, the checkpoint to go on from."""
+    selection = foreign.selection(root) if recipe.foreign else read_selection(root)
     stream = Stream(
-        root, seed=recipe.seed, batch=recipe.batch, sizes=recipe.sizes, mixture=recipe.mixture, splits=recipe.splits
+        selection,
+        seed=recipe.seed,
+        batch=recipe.batch,
+        sizes=recipe.sizes,
+        mixture=recipe.mixture,
+        splits=recipe.splits,
     )
     checkpoints = Checkpoints(folder / "checkpoints", world, keep=recipe.checkpoints.keep)
     found = checkpoints.latest()
@@ -130,7 +128,7 @@ def _begin(recipe: TrainRecipe, root: str, folder: Path, world: World, stop: thr
         learned=learned,
         ema=_averages(recipe, learned),
         checkpoints=checkpoints,
-        validation=Validation(recipe, root, built, world),
+        validation=Validation(recipe, root, selection, built, world),
         log=Log(folder, recipe.logging, first_step=step, last_step=recipe.num_steps, writes=world.is_first),
         stop=stop,
         step=step,
@@ -268,6 +266,9 @@ def _record(run: _Run, phase: Phase, stepper: Stepper, meter: Meter, done: Done)
         run.log.step(run.step, f"{phase.stage.kind} loss {losses.get('loss.total', float('nan')):.4g}")
     if knobs.validate_every and run.step % knobs.validate_every == 0:
         run.log.metrics(run.step, {"phase": phase.stage.kind} | run.validation(phase))
+    if knobs.sample_every and run.step % knobs.sample_every == 0:
+        path = run.folder / "samples" / f"{run.step:08d}.png"
+        sampling.write(run.recipe, run.root, run.stream, run.models, run.world, path)
 
 
 def _save(run: _Run, stepper: Stepper, *, wait: bool) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from shared import shards
 from shared.clip import KEY_STRIDE
+from train import foreign
 from train.noise import generator
 from train.recipe import Reading
 from train.sample import Batch, Sample, collate, from_clip, placeholder
@@ -107,13 +108,14 @@ class Fetcher:
             return error
 
     def _read(self, row: Mapping[str, Any]) -> Members:
+        parts = None if row["work_key"] == foreign.WORK_KEY else self.parts
         if self.cache is None:
-            return shards.read_members(self.root, row, self.parts)
+            return shards.read_members(self.root, row, parts)
         identity = repr((self.root, self.parts, row["shard"], row["clip_id"], row["work_key"], row["parts"]))
         name = f"{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.clip"
         members = self.cache.get(name)
         if members is None:
-            members = shards.read_members(self.root, row, self.parts)
+            members = shards.read_members(self.root, row, parts)
             self.cache.put(name, row["clip_id"], members)
         return members
 
@@ -189,7 +191,7 @@ def _sample(seed: int, draw: Draw, members: Members | Exception) -> tuple[Sample
     try:
         if isinstance(members, Exception):
             raise members
-        clip = shards.decode(draw.clip_id, members)
+        clip = foreign.decode(draw.clip_id, members) if draw.foreign else shards.decode(draw.clip_id, members)
         return from_clip(clip, *size, start=_start(seed, draw, len(clip.rgb))), None
     except CORRUPT as error:
         failure = Failure(position=draw.position, clip_id=draw.clip_id, reason=str(error))
@@ -223,7 +225,14 @@ def batches(samples: Samples, *, pin: bool = False) -> Iterator[Loaded]:
         generator=torch.Generator(),  # its own: the loader draws a seed that nobody uses
         **ahead,
     )
-    yield from loader
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error):
+            raise
+        raise ValueError(
+            "a decoding worker died, perhaps for want of memory: run the same command again to go on, with fewer reading.workers"
+        ) from error
 
 
 def _as_is(loaded: Any) -> Any:

@@ -39,7 +39,7 @@ class Adam(Knobs):
 class Reading(Knobs):
     """How samples are read ahead."""
 
-    workers: Annotated[int, Field(ge=0)] = 1
+    workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode, for each rank; 0 decodes in the trainer itself."""
     threads: Count = 8
     """That fetch bytes, for each worker."""
@@ -98,6 +98,8 @@ class Logging(Knobs):
     """Steps between losses of the validation split at fixed times and seeds; 0: never."""
     num_validation: Count = 16
     """Samples of it."""
+    sample_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between generated clips, drawn as RUN/samples/{step}.png; 0: never."""
     tensorboard: bool = True
     """Where it is installed."""
     wandb: str = ""
@@ -116,6 +118,8 @@ class TrainRecipe(Knobs):
     """A clip is trained at the one nearest to its shape; every step has one size."""
     mixture: dict[str, Annotated[float, Field(gt=0)]] | None = None
     """Share of each data set; None: by the weights that `curate` gave the clips."""
+    foreign: bool = False
+    """Train on plain WebDataset tars of others, videos with captions but without labels, instead of a selection."""
     splits: tuple[Literal["train", "validation", "test"], ...] = ("train",)
     model: ModelKnobs = ModelKnobs()
     phases: tuple[Phase, ...]

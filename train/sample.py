@@ -142,12 +142,15 @@ class _Crop:
     def nearest(self, maps: np.ndarray) -> np.ndarray:
         """Maps `N H W ...` at the target size, each pixel the nearest of the source: geometry is never mixed across edges."""
         (sx, sy), (ox, oy) = self.scale_uv, self.offset_uv
+        if self.resized == self.source:  # a copy only where torch needs one
+            return np.require(maps[:, oy : oy + self.height, ox : ox + self.width], requirements=["C", "W"])
         rows = ((np.arange(self.height) + 0.5 + oy) / sy).astype(np.int64)
         columns = ((np.arange(self.width) + 0.5 + ox) / sx).astype(np.int64)
-        return np.ascontiguousarray(maps[:, rows[:, None], columns])
+        return maps.take(rows, axis=1).take(columns, axis=2)
 
     def flow(self, flow: np.ndarray) -> np.ndarray:
-        return (self.nearest(flow) * self.scale_uv).astype(np.float32)
+        resized = self.nearest(flow)
+        return resized if self.resized == self.source else resized * self.scale_uv.astype(np.float32)
 
     def intrinsics(self, intrinsics: np.ndarray) -> np.ndarray:
         return intrinsics * np.tile(self.scale_uv, 2) - np.concatenate((np.zeros(2), self.offset_uv))
@@ -231,7 +234,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     if len(sizes) != 1:
         raise ValueError(f"a batch of {len(samples)} samples holds the sizes {sorted(sizes)}, expected one size")
     names = [f.name for f in fields(Sample) if f.name not in ("id", "caption")]
-    stacked = {name: torch.stack([getattr(sample, name) for sample in samples]) for name in names}
+    columns = {name: [getattr(sample, name) for sample in samples] for name in names}
+    stacked = {name: torch.stack(column) if len(column) > 1 else column[0][None] for name, column in columns.items()}
     return Batch(**stacked, ids=tuple(s.id for s in samples), captions=tuple(s.caption for s in samples))
 
 

@@ -21,6 +21,7 @@ from jaxtyping import Float64, Int64
 
 from shared import files
 from shared.index import SELECTION
+from train.foreign import WORK_KEY
 from train.mixture import Shares, key, permute, shares
 from train.size import Size
 
@@ -41,6 +42,8 @@ class Draw:
     size: Size
     row: int
     """In the stream's table."""
+    foreign: bool
+    """Of a tar that worldreel did not write."""
 
 
 class Stream:
@@ -99,6 +102,7 @@ class Stream:
             epoch=epoch,
             size=self._sizes[size],
             row=row,
+            foreign=self.table["work_key"][row].as_py() == WORK_KEY,
         )
 
     def size(self, step: int) -> Size:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pyarrow as pa
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -32,10 +33,10 @@ class FixedTimes(Noise):
 class Validation:
     """The validation split of a run's selection; without one, no losses."""
 
-    def __init__(self, recipe: TrainRecipe, root: str, models: Models, world: World) -> None:
+    def __init__(self, recipe: TrainRecipe, root: str, selection: pa.Table, models: Models, world: World) -> None:
         self.recipe, self.root, self.models, self.world = recipe, root, models, world
         try:
-            self.stream = Stream(root, seed=0, batch=1, sizes=recipe.sizes, splits=("validation",))
+            self.stream = Stream(selection, seed=0, batch=1, sizes=recipe.sizes, splits=("validation",))
         except ValueError:
             self.stream = None
 

@@ -5,12 +5,14 @@ import os
 import shutil
 import signal
 
+import cv2
 import pyarrow.parquet as pq
 import pytest
 import ranks
 import torch
 from safetensors.torch import load_file
 
+from shared.knobs import load
 from train import loop, step
 from train.log import read
 from train.recipe import Adam, Parallel, Reading
@@ -66,9 +68,9 @@ def test_a_run_leaves_what_it_promises(stages):
         assert record["grad_norm"] > 0
     assert [record["learning_rate"] for record in read(stages / "metrics.jsonl")] == [pytest.approx(1e-2 / 3)] * 3
     assert len(list((stages / "checkpoints").iterdir())) == 3
-    recipe, models = loop.trained(str(stages))
-    assert recipe == ranks.recipe(preflight=True)
-    assert_equal(dict(models.dpt.state_dict()), weights(stages, "decoder"))
+    assert load(loop.TrainRecipe, stages / "recipe.yaml") == ranks.recipe(preflight=True)
+    exported = loop.models.load(stages / "model")
+    assert_equal(dict(exported.dpt.state_dict()), weights(stages, "decoder"))
 
 
 def test_preflight_changes_nothing(root, stages, tmp_path):
@@ -255,3 +257,13 @@ def test_the_memory_a_run_takes_is_known_before_it_starts(root):
     assert loop.preflight.state_bytes(ranks.BASE, built) == 4 * (everything + 3 * (count["dit"] + count["dpt"]))
     averaged = ranks.recipe(adam=Adam(ema_decay=0.9))
     assert loop.preflight.state_bytes(averaged, built) == 4 * (2 * everything + 3 * (count["dit"] + count["dpt"]))
+
+
+def test_generated_clips_are_drawn_on_the_way(root, four, tmp_path):
+    """Five rows of five frames; and drawing them changes nothing."""
+    logging = ranks.BASE.logging.model_copy(update={"sample_every": 2})
+    train(ranks.generator(2, logging=logging), root, tmp_path)
+    (picture,) = (tmp_path / "samples").iterdir()
+    assert picture.name == "00000002.png"
+    assert cv2.imread(str(picture)).shape == (5 * 32, 5 * 48, 3)
+    assert losses(tmp_path) == losses(four)[:2]

@@ -1,5 +1,6 @@
 """What the reader hands out, against reading each clip by hand."""
 
+import os
 import shutil
 import threading
 from dataclasses import fields
@@ -201,3 +202,17 @@ def test_bytes_are_fetched_ahead_by_threads(root, monkeypatch):
     dataset[0]
     dataset._pool.shutdown(wait=True)
     assert sorted(asked) == sorted((stream[position].clip_id, False) for position in range(4))
+
+
+class Dying(reader.Samples):
+    def __getitem__(self, item):
+        os._exit(9)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_a_sentence(root):
+    stream = Stream(root, batch=1, sizes=[SHORT], splits=ALL)
+    knobs = Reading(workers=1, threads=1)
+    dying = Dying(stream, str(root), LABELS, knobs, first_step=0, last_step=3, micro_batch=1)
+    with pytest.raises(ValueError, match="a decoding worker died"):
+        next(reader.batches(dying))
