@@ -47,3 +47,6 @@ class Annotator(Knobs):
 
     cpus: float = 1.0
     gpus: float = 0.0
+
+    def check(self) -> None:
+        """Called before any worker starts: raises ValueError, one sentence, for terms that are not accepted."""

@@ -69,6 +69,8 @@ def annotate(
     source, out = sources.canonical(source), sources.absolute(out)
     if not plan.runs(out):
         sources.entries(source)  # a source that holds nothing is refused before anything is made
+    for annotator in (recipe.flow, recipe.cameras, recipe.depth, recipe.motion):
+        annotator.check()
     preflight.check_output(out)
     preflight.check_codecs()
     with preflight.alone(out):

@@ -40,10 +40,13 @@ class Vipe(Annotator):
     command: tuple[str, ...] | None = None
     """Another driver that speaks the protocol, in place of `python vipe_driver.py`."""
 
-    def load(self) -> Annotate:
-        """Start the driver and wait until its networks are in memory. Raises ValueError if the licence is not accepted."""
+    def check(self) -> None:
         if not self.accept_licence:
             raise ValueError(f"{NOTICE}; set cameras.accept_licence=true if that suits you")
+
+    def load(self) -> Annotate:
+        """Start the driver and wait until its networks are in memory. Raises ValueError if the licence is not accepted."""
+        self.check()
         from annotate.cameras.vipe_session import Session
 
         return Session(self)
@@ -63,7 +66,7 @@ class Vipe(Annotator):
             environment |= {"TORCH_HOME": str(cache / "torch"), "HF_HOME": str(cache / "hf"), "HF_HUB_OFFLINE": "1"}
         return environment
 
-    def check(self) -> str:
+    def composed(self) -> str:
         """The composed configuration as ViPE sees it, without CUDA. Raises ValueError with ViPE's own words."""
         import subprocess
 

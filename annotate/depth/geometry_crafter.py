@@ -81,10 +81,13 @@ class GeometryCrafter(Annotator):
             network(self.moge_weights),
         )
 
-    def load(self) -> Annotate:
-        """Raises ValueError if the licence is not accepted, or weights cannot be had."""
+    def check(self) -> None:
         if not self.accept_licence:
             raise ValueError(f"{NOTICE} Set depth.accept_licence=true if that suits you.")
+
+    def load(self) -> Annotate:
+        """Raises ValueError if the licence is not accepted, or weights cannot be had."""
+        self.check()
         for network in self.networks():
             get(network)
         return Loaded(self)

@@ -172,13 +172,13 @@ def test_the_driver_leaves_when_its_owner_dies():
 
 
 def test_check_needs_no_cuda():
-    assert "preset" in knobs("no_cuda").check()
+    assert "preset" in knobs("no_cuda").composed()
 
 
 def test_the_real_driver_says_what_it_lacks():
     """Without ViPE installed here, the real driver refuses over the protocol, in a sentence."""
     with pytest.raises(ValueError, match="vipe"):
-        Vipe(accept_licence=True, python=sys.executable).check()
+        Vipe(accept_licence=True, python=sys.executable).composed()
 
 
 @pytest.mark.parametrize("zipped", [True, False])
