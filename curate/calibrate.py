@@ -16,7 +16,7 @@ import numpy as np
 from curate import measure
 from curate.check import Side, limits
 from curate.checks import Checks
-from curate.corrupt import CORRUPTIONS, changed
+from curate.corrupt import CORRUPTIONS, Corruption, changed
 from shared.clip import AnnotatedClip
 
 EXISTS_FOR = {
@@ -41,6 +41,9 @@ EXISTS_FOR = {
 }
 """Score -> the corruptions it is there to notice."""
 
+BETWEEN = 3
+"""Strengths tried between mild and harmful, evenly spaced in their logarithm."""
+
 
 @dataclass(kw_only=True, eq=False)
 class Observations:
@@ -49,6 +52,8 @@ class Observations:
     true: list[dict[str, float]] = field(default_factory=list)
     mild: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     harmful: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    between: dict[str, dict[float, list[dict[str, float]]]] = field(default_factory=dict)
+    """Corruption -> strength -> scores, of strengths between mild and harmful."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +90,35 @@ def observe(clips: Iterable[AnnotatedClip], seed: int = 0) -> Observations:
             raise ValueError(f"{clip.id}: calibration asks for true depth, cameras, flow and motion")
         found.true.append(measure.scores(clip))
         for place, corruption in enumerate(CORRUPTIONS):
-            for strength, kept in ((corruption.mild, found.mild), (corruption.harmful, found.harmful)):
-                if strength is None:
-                    continue
+            for strength, kept in _strengths(found, corruption):
                 wrong = corruption.apply(clip, strength, np.random.default_rng([seed, number, place]))
                 if changed(clip, wrong):
-                    kept.setdefault(corruption.name, []).append(measure.scores(wrong))
+                    kept.append(measure.scores(wrong))
     if not found.true:
         raise ValueError("calibration asks for clips with truth, found none")
     return found
+
+
+def _strengths(found: Observations, corruption: Corruption) -> list[tuple[float, list[dict[str, float]]]]:
+    """(Strength, where its scores go), from mild to harmful."""
+    name, harmful = corruption.name, found.harmful.setdefault(corruption.name, [])
+    if corruption.mild is None:
+        return [(corruption.harmful, harmful)]
+    steps = np.geomspace(corruption.mild, corruption.harmful, BETWEEN + 2)[1:-1].tolist()
+    between = found.between.setdefault(name, {})
+    middle = [(strength, between.setdefault(strength, [])) for strength in steps]
+    return [(corruption.mild, found.mild.setdefault(name, [])), *middle, (corruption.harmful, harmful)]
+
+
+def rejected_from(found: Observations, corruption: Corruption, checks: Checks, share: float = 0.95) -> float | None:
+    """The least of the tried strengths from which on this share of clips is rejected; None: not even the harmful one."""
+    tried = {**found.between.get(corruption.name, {}), corruption.harmful: found.harmful.get(corruption.name, [])}
+    least = None
+    for strength in sorted(tried, reverse=True):
+        if not tried[strength] or rejected_share(tried[strength], checks) < share:
+            break
+        least = strength
+    return least
 
 
 def gates(found: Observations, checks: Checks) -> list[Gate]:
@@ -103,7 +128,7 @@ def gates(found: Observations, checks: Checks) -> list[Gate]:
 
 def recall_of(found: Observations, checks: Checks) -> dict[str, dict[str, float]]:
     """Corruption -> score -> share of its harmful clips that the score rejects; `any`: that some score does."""
-    return {name: _rejected(rows, checks) for name, rows in found.harmful.items()}
+    return {name: _rejected(rows, checks) for name, rows in found.harmful.items() if rows}
 
 
 def rejected_share(rows: list[dict[str, float]], checks: Checks) -> float:

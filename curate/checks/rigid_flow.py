@@ -20,7 +20,7 @@ class RigidFlow(Knobs):
     """90th percentile."""
     rigid_flow_worst_px: Limit | None = Limit(flag_above=2.0, fail_above=3.5)
     """Median of the worst pair of frames."""
-    rigid_key_px: Limit | None = Limit(flag_above=1.5, fail_above=2.5)
+    rigid_key_px: Limit | None = Limit(flag_above=1.2, fail_above=2.2)
     """Median, from key frame to key frame: four times the parallax, so a wrong unit or focal length shows."""
     rigid_outliers: Limit | None = Limit(flag_above=0.05, fail_above=0.1)
     """Share of pixels off by more than 4 px and 5 % of their flow, from key frame to key frame: movers that the mask missed."""

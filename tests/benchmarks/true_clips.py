@@ -1,4 +1,4 @@
-"""Write shards of the closed-form scenes with their truth: `python tests/benchmarks/true_clips.py FOLDER [SEEDS]`."""
+"""Write shards of the closed-form scenes with their truth: `python tests/benchmarks/true_clips.py FOLDER [SEEDS] [FIRST]`."""
 
 import sys
 from dataclasses import replace
@@ -10,9 +10,9 @@ import scene
 from shared import shards
 
 
-def main(folder: str, seeds: int) -> None:
+def main(folder: str, seeds: int, first: int) -> None:
     store = shards.Store(codec="plain")
-    for seed in range(seeds):
+    for seed in range(first, first + seeds):
         items = []
         for kind in scene.KINDS:
             clip = scene.clip(kind, frames=25, height=120, width=160, focal=150.0, seed=seed)
@@ -22,4 +22,5 @@ def main(folder: str, seeds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 3)
+    numbers = [int(word) for word in sys.argv[2:]]
+    main(sys.argv[1], *(numbers + [3, 0][len(numbers) :]))
