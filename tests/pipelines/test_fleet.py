@@ -247,3 +247,12 @@ def _until(holds: Any, seconds: float = 10.0) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_the_documented_cluster_is_one_that_ray_accepts() -> None:
+    import yaml
+    from ray.autoscaler._private.util import fillout_defaults, validate_config
+
+    cluster = yaml.safe_load((Path(fleet.__file__).parent / "cluster.yaml").read_text())
+    validate_config(fillout_defaults(cluster))
+    assert cluster["available_node_types"]["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
