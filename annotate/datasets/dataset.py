@@ -7,6 +7,7 @@ and `world_from_cam`. Adding a data set is its file, and a line in `pipelines/da
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -31,7 +32,7 @@ class Exclusion(Knobs):
     """Scenes that are left out, and why."""
 
     scenes: tuple[str, ...] = ()
-    """Names of folders in the scene's uri, or parts of it that hold a slash."""
+    """Folders in the scene's uri, `a` or `a/b`; * stands for anything within a name."""
     why: str
 
 
@@ -131,8 +132,10 @@ class Dataset(Protocol):
 
 def refuse_excluded(uri: str, exclude: tuple[Exclusion, ...]) -> None:
     """Raises ValueError with the reason if one of the exclusions names the scene."""
-    folders = f"/{uri.strip('/')}/"
+    folders = uri.strip("/").split("/")
     for exclusion in exclude:
         for name in exclusion.scenes:
-            if f"/{name.strip('/')}/" in folders:
+            count = name.strip("/").count("/") + 1
+            runs = ("/".join(folders[i : i + count]) for i in range(len(folders) - count + 1))
+            if any(fnmatchcase(run, name.strip("/")) for run in runs):
                 raise ValueError(f"{uri}: excluded ({name}: {exclusion.why})")

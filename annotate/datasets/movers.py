@@ -183,5 +183,5 @@ def _found_again(
     asked = shown & ~hidden
     if asked.sum() < _FEWEST:
         return None
-    found = (on > 0.5) & ((z_shown - expected).abs() < torch.clamp(0.02 * expected, min=TRACK_M))
+    found = (on > 0.5) & ((z_shown - expected).abs() < torch.clamp(AGREEMENT * expected, min=TRACK_M * _unit(clip)))
     return float(found[asked].double().mean())

@@ -74,7 +74,7 @@ class _Scene(Scene):
             poses.checked(self._anno, reading.npz_rows(self._anno, "extrinsics", rows))
         )
         self._intrinsics = reading.npz_rows(self._anno, "intrinsics", rows).astype(np.float64)
-        height, width = reading.picture(self._file("rgbs/rgb", int(numbers[0]))).shape[:2]
+        height, width = reading.first_size(self._file("rgbs/rgb", int(numbers[0])))
         shots = (numbers,)
         self.facts = Facts(uri=uri, licence=knobs.licence, fps=knobs.fps, height=height, width=width, shots=shots)
 

@@ -217,6 +217,17 @@ def numbers(uri: str, *, skip: int = 0) -> np.ndarray:
         return np.array([[float(word) for word in line.replace(",", " ").split()] for line in lines if line.strip()])
 
 
+def folder(uri: str) -> list[str]:
+    """Names in a folder; none where there is no such folder."""
+    return files.list_folder(uri) if files.exists(uri) else []
+
+
+def first_size(uri: str) -> tuple[int, int]:
+    """Height and width of a picture."""
+    height, width = picture(uri).shape[:2]
+    return height, width
+
+
 def numbered(folder: str, name: Callable[[str], str | None]) -> dict[int, str]:
     """Frame number -> file name, for the files of a folder whose names hold one. `name` takes the digits out; None: no frame."""
     found = {}
