@@ -3,10 +3,16 @@
 import re
 from collections.abc import Iterator
 
+from annotate.datasets.bedlam import Bedlam
+from annotate.datasets.bedlam2 import Bedlam2
 from annotate.datasets.dataset import Dataset
+from annotate.datasets.dynamic_replica import DynamicReplica
+from annotate.datasets.omniworld import OmniWorld
 from annotate.datasets.point_odyssey import PointOdyssey
 
-DATASETS: dict[str, Dataset] = {dataset.kind: dataset for dataset in (PointOdyssey(),)}
+DATASETS: dict[str, Dataset] = {
+    dataset.kind: dataset for dataset in (PointOdyssey(), Bedlam(), Bedlam2(), DynamicReplica(), OmniWorld())
+}
 """By kind, with their defaults."""
 
 _ALIASES = {
