@@ -51,7 +51,7 @@ class Stream:
 
     `batch` is the global batch: step s holds the positions s * batch to (s + 1) * batch - 1. `mixture` gives the share of each
     data set it names and leaves out the others; without it shares follow the summed weights. A clip is trained at the size nearest
-    to its shape. Raises ValueError in one sentence if nothing can be drawn.
+    to its shape; without `sizes`, at the largest legal one within it. Raises ValueError in one sentence if nothing can be drawn.
     """
 
     def __init__(
@@ -60,12 +60,13 @@ class Stream:
         *,
         seed: int = 0,
         batch: int = 1,
-        sizes: Sequence[Size] = (Size(),),
+        sizes: Sequence[Size] | None = None,
         mixture: Mapping[str, float] | None = None,
         splits: Sequence[Split] = ("train",),
     ) -> None:
         self.table = _kept(selection, splits)
         self.seed, self.batch = seed, batch
+        sizes = _own_sizes(self.table) if sizes is None else sizes
         self._sizes = {str(size): size for size in sizes}
         weights = self.table["weight"].to_numpy().astype(np.float64)
         members = _members(self.table, sizes)
@@ -170,6 +171,15 @@ def _members(table: pa.Table, sizes: Sequence[Size]) -> dict[tuple[str, str], Ro
     if not members:
         raise ValueError(f"no clip has {min(size.frames for size in sizes)} frames, the fewest that any size asks for")
     return {at: np.array(rows, np.int64) for at, rows in members.items()}
+
+
+def _own_sizes(table: pa.Table) -> list[Size]:
+    """The largest legal size within each shape that is there."""
+    shapes = set(zip(*(table[name].to_pylist() for name in ("num_frames", "height", "width"))))
+    legal = {((t - 1) // 8 * 8 + 1, h // 16 * 16, w // 16 * 16) for t, h, w in shapes if t >= 9 and h >= 16 and w >= 16}
+    if not legal:
+        raise ValueError("no clip has the 9 frames and 16 pixels a side that the smallest size asks for")
+    return [Size(frames=t, height=h, width=w) for t, h, w in sorted(legal)]
 
 
 def _nearest(frames: int, height: int, width: int, sizes: Sequence[Size]) -> str | None:

@@ -39,7 +39,7 @@ def generator(steps: int, **changes) -> TrainRecipe:
 
 
 RECIPES = {
-    "stages": BASE,
+    "stages": recipe(preflight=True),
     "stages_ddp": recipe(parallel=Parallel(recompute="none", mode="ddp")),
     "two": generator(2),
     "four": generator(4),

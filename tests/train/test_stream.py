@@ -135,6 +135,15 @@ def test_what_curate_left_out_is_never_drawn():
     }
 
 
+def test_without_sizes_each_clip_has_its_own():
+    shape = {"num_frames": lambda i: 9 + 7 * (i % 2), "height": 100, "width": lambda i: 160 + 10 * (i % 2)}
+    stream = Stream(selection({"a": 8}, **shape))
+    assert {str(stream[position].size) for position in range(20)} == {"9x96x160"}
+    shape["num_frames"] = lambda i: 9 + 8 * (i % 2)
+    stream = Stream(selection({"a": 8}, **shape))
+    assert {str(stream[position].size) for position in range(20)} == {"9x96x160", "17x96x160"}
+
+
 def test_clips_too_short_are_counted():
     stream = Stream(selection({"a": 8}, num_frames=lambda i: 5 if i < 3 else 9), sizes=[SMALL])
     assert stream.num_too_short == 3
@@ -158,7 +167,9 @@ def test_refusals_are_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="no clip to train on; 2 listed, 0 kept"):
         Stream(selection({"a": 2}, keep=False))
     with pytest.raises(ValueError, match="no clip has 49 frames"):
-        Stream(selection({"a": 2}))
+        Stream(selection({"a": 2}), sizes=[Size()])
+    with pytest.raises(ValueError, match="no clip has the 9 frames and 16 pixels"):
+        Stream(selection({"a": 2}, num_frames=8))
     with pytest.raises(ValueError, match="mixture names z; clips are there of a"):
         Stream(selection({"a": 2}), sizes=[SMALL], mixture={"z": 1.0})
     with pytest.raises(ValueError, match="batch of 6 does not divide among 4 ranks"):
