@@ -7,9 +7,12 @@ Two hashes that differ in at most d bits agree in at least 3 of d + 3 blocks of 
 from itertools import combinations, pairwise
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Int32, Int64, UInt64
 
 Hashes = UInt64[np.ndarray, " N"]
+
+_PLACE = np.int32
+"""Half the memory of numpy's own, for up to two thousand million clips."""
 
 
 def first_alike(
@@ -20,30 +23,34 @@ def first_alike(
     Clips are ranked by (hash of the source, hash of the clip). A clip yields to the first-ranked clip within the distance, if that
     one ranks before it and, unless `within_source`, is of another source. The order of the clips does not matter.
     """
-    order = np.lexsort((clip, source))
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    values, member_of = np.unique(phash, return_inverse=True)
-    best = np.full(len(values), len(order), np.int64)
-    np.minimum.at(best, member_of, rank)
-    winner = _lowest_near(values, best, max_distance_bits)[member_of]
+    order = np.lexsort((clip, source)).astype(_PLACE)
+    rank = np.empty(len(order), _PLACE)
+    rank[order] = np.arange(len(order), dtype=_PLACE)
+    by_value = np.argsort(phash, kind="stable").astype(_PLACE)
+    values = phash[by_value]
+    first = np.r_[True, values[1:] != values[:-1]][: len(values)]
+    begins = np.flatnonzero(first)
+    best = np.minimum.reduceat(rank[by_value], begins) if len(begins) else rank
+    lowest = _lowest_near(values[begins], best, max_distance_bits)
+    winner = np.empty_like(rank)
+    winner[by_value] = np.repeat(lowest, np.diff(np.r_[begins, len(values)]))
     found = order[winner] if len(order) else winner
     yields = winner < rank
     if not within_source:
         yields &= source[found] != source
-    return np.where(yields, found, -1)
+    return np.where(yields, found, -1).astype(np.int64)
 
 
-def _lowest_near(values: Hashes, best: Int64[np.ndarray, " N"], distance: int) -> Int64[np.ndarray, " N"]:
+def _lowest_near(values: Hashes, best: Int32[np.ndarray, " N"], distance: int) -> Int32[np.ndarray, " N"]:
     """For each distinct hash, the lowest rank among all hashes within the distance, itself included."""
     lowest = best.copy()
     if distance == 0:
         return lowest
     for key_bits in _key_masks(distance):
         keys = values & key_bits
-        order = np.argsort(keys, kind="stable")
+        order = np.argsort(keys, kind="stable").astype(_PLACE)
         keys = keys[order]
-        here = np.arange(len(order) - 1)
+        here = np.arange(len(order) - 1, dtype=_PLACE)
         step = 1
         while len(here := here[here + step < len(order)]):
             here = here[keys[here + step] == keys[here]]  # of sorted keys, equal ones are together

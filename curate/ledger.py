@@ -45,8 +45,9 @@ class Ledger:
 
         Raises ValueError if a data set of the mixture has no clip that is kept.
         """
-        whole = {name: np.concatenate(parts) for name, parts in self._columns.items()}
-        self._columns.clear()
+        whole = {
+            name: np.concatenate(self._columns.pop(name)) for name in list(self._columns)
+        }  # one at a time is doubled
         kept = whole["level"] < FAIL if recipe.keep == "flag" else whole["level"] == 0
         if recipe.duplicates is not None:
             kept &= ~self._find_alike(whole, kept, recipe.duplicates)
