@@ -11,13 +11,21 @@ from shared import shards
 from shared.knobs import load
 from train.recipe import TrainRecipe
 
+STOPPED = 143
+"""What a shell says of a program that SIGTERM ended."""
+
 
 def train(out: str, run: str, recipe: TrainRecipe) -> None:
-    """Train on the selection of the annotated run `out`, into the folder `run`; goes on where it finds itself."""
+    """Train on the selection of the annotated run `out`, into the folder `run`; goes on where it finds itself.
+
+    Stopped by a signal it saves, and the exit status says that the run is not whole.
+    """
     from train import loop
 
     outcome = loop.train(recipe, out, run)
     print(outcome.message)
+    if not outcome.finished:
+        raise SystemExit(STOPPED)
 
 
 def generate(run: str, out: str, image: str, prompt: str, *, seed: int, steps: int, guidance: float) -> None:
