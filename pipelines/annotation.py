@@ -85,6 +85,7 @@ def annotate(
         start = crew or (lambda: _start(recipe, inline=inline, address=address))
         total = _work(listing, out, recipe, settings, start, display)
         _retire(out, run, settings)
+        _sweep(out, settings)
     return _summary(total, listing.num_videos, time.monotonic() - began, source)
 
 
@@ -229,6 +230,12 @@ def _retire(out: str, run: str, settings: Settings) -> None:
             packing.remove_run(settings.shards, old)
             ledger.remove_run(out, old)
             plan.remove(out, old)
+
+
+def _sweep(out: str, settings: Settings) -> None:
+    """Removes the half-written files of workers and drivers that were killed."""
+    for folder in (out, settings.shards, files.join(out, "plan"), files.join(out, "quarantine")):
+        files.sweep(folder)
 
 
 @contextlib.contextmanager

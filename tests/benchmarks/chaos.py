@@ -107,10 +107,10 @@ def _disturbed(
     began, before = time.monotonic(), done.total()
     address = cluster.address if cluster else ""
     driver = kit.drive(videos, out, crew, 2, KNOBS, address)
-    while (status := kit.wait(driver, rng.uniform(1.0, 6.0))) is None or status:
+    while (status := kit.wait(driver, rng.uniform(0.2, 2.0))) is None or status:
         if status is not None:
             driver = kit.drive(videos, out, crew, 2, KNOBS, address)
-        elif done.total() < most:
+        elif done.total() < most and (kit.in_flight(out) or rng.random() < 0.1):  # mostly in the middle of work
             victim = rng.choices(("worker", "actor", "machine", "driver"), (6, 2 * bool(cluster), bool(cluster), 2))[0]
             done[victim] += _kill(victim, driver, rng, cluster)
     left = {key: dict(events) for key, events in kit.attempts(out).items() if events["started"] > 1}

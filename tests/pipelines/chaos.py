@@ -92,6 +92,12 @@ def attempts(out: Path) -> dict[str, Counter[str]]:
     return found
 
 
+def in_flight(out: Path) -> int:
+    """Tasks that were begun and have not ended, as the ledger tells."""
+    found = attempts(out).values()
+    return sum(events["started"] - events["done"] - events["fault"] - events["returned"] for events in found)
+
+
 def verdict(out: Path, calm: Path) -> list[str]:
     """What is wrong with a run that was disturbed, compared with one that was not; empty: nothing."""
     wrong = []
