@@ -6,6 +6,7 @@ from jaxtyping import Int64, UInt8
 
 from annotate import flow_slots
 from annotate.annotator import FlowModel, PairFlow
+from annotate.flow.pairs import PairFlows
 from curate import measure
 from pipelines.recipes import AnnotateRecipe
 from pipelines.work import Clock
@@ -22,10 +23,11 @@ class Chain:
         self._cameras, self._depth, self._motion = recipe.cameras.load(), recipe.depth.load(), recipe.motion.load()
 
     def __call__(self, clip: AnnotatedClip, clock: Clock) -> AnnotatedClip:
-        clip = flow_slots.fill_flow(clip, self._flow)
+        flow = PairFlows.of(clip.rgb, self._flow)  # every annotator asks for overlapping pairs: each is made once
+        clip = flow_slots.fill_flow(clip, flow)
         clock.lap("flow")
         for name, annotate in (("cameras", self._cameras), ("depth", self._depth), ("motion", self._motion)):
-            clip = annotate(clip, self._flow)
+            clip = annotate(clip, flow)
             clock.lap(name)
         clip = clip.with_(scores=measure.scores(clip))
         clock.lap("scores")

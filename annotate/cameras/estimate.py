@@ -17,6 +17,8 @@ from annotate.flow.pairs import PairFlows
 
 COARSE, FINE = 20, 40
 """Nodes along the long side."""
+LITTLE = 1e-4
+"""Smoothing once the basin is found: with exact flow 0.002 still moved the focal length by 5 %, this by less than 1 %."""
 PRIOR = 0.9
 """Focal length in long sides when nothing is known: 58 degrees."""
 STARTS = (0.95, 1.35, 0.7)
@@ -103,7 +105,7 @@ def coarse(views: Views, known_focal: float | None) -> Solved:
     candidates = [_solved(views, *found) for found in _starts(views, known_focal)]
     best = max(candidates, key=lambda solved: solved.area)
     problem = epipolar.weighted(views.raw, best.static)
-    how = Solve(iterations=15, tolerance=1e-5)
+    how = Solve(iterations=15, tolerance=1e-5, smoothing=LITTLE)
     if known_focal is None:
         how = replace(how, focal=True, focal_prior=views.focal_prior)
     best = _solved(views, *bundle.solve(problem, best.state, how))
@@ -126,9 +128,8 @@ def _first_solution(views: Views, state: State, free_focal: bool) -> tuple[State
     state, fit = bundle.solve(views.voted, state, Solve(iterations=25, damping=1e-5, tolerance=1e-3))
     if not free_focal:
         return state, fit
-    return bundle.solve(
-        views.voted, state, Solve(iterations=8, focal=True, focal_prior=views.focal_prior, tolerance=1e-3)
-    )
+    how = Solve(iterations=8, focal=True, focal_prior=views.focal_prior, tolerance=1e-3, smoothing=LITTLE)
+    return bundle.solve(views.voted, state, how)
 
 
 def _solved(views: Views, state: State, fit: Fit) -> Solved:
@@ -143,7 +144,7 @@ def refine(views: Views, best: Solved, free_focal: bool) -> Solved:
     raw = keyframes.make_problem(views.pairs, views.keys, views.edges, FINE)
     static = enlarged(best.static, views.raw.grid, raw.grid)
     state = replace(best.state, inverse_depth=enlarged(best.state.inverse_depth, views.raw.grid, raw.grid))
-    how = Solve(iterations=6, focal=free_focal, focal_prior=views.focal_prior if free_focal else None)
+    how = Solve(iterations=6, focal=free_focal, focal_prior=views.focal_prior if free_focal else None, smoothing=LITTLE)
     state, fit = bundle.solve(epipolar.weighted(raw, static), state, how)
     return replace(best, state=state, fit=fit)
 
@@ -240,8 +241,12 @@ def _turning_camera(views: Views, known_focal: float | None) -> tuple[State, Fit
     """The rotation model with the best focal length it can have."""
     if known_focal is not None:
         return start.turning(views.raw, len(views.keys), known_focal)
-    prior = (math.log(views.long_side), 0.5)
-    return start.turning(views.raw, len(views.keys), STARTS[0] * views.long_side, prior)
+    return start.turning(views.raw, len(views.keys), STARTS[0] * views.long_side, _turning_prior(views))
+
+
+def _turning_prior(views: Views) -> tuple[float, float]:
+    """Of ln f, for the rotation model."""
+    return math.log(views.long_side), 0.5
 
 
 def _moving(views: Views, turned: State, solved: Solved, known: float | None, weak: bool) -> Estimate:
@@ -271,10 +276,17 @@ def _still(num_frames: int, focal_px: float, known: float | None, evidence: Mapp
 
 
 def _turning(views: Views, state: State, fit: Fit, known: float | None, evidence: Evidence) -> Estimate:
-    """Rotations and focal length of the rotation model. Its own curve, not the full model's, tells how sure f is."""
+    """Rotations and focal length of the rotation model, once more without what it does not explain.
+
+    Its own curve, not the full model's, tells how sure f is.
+    """
+    static = epipolar.by_residual(views.raw, state, fit.sigma_px)
+    how = Solve(iterations=10, translations=False, depths=False, damping=1e-5)
+    if known is None:
+        how = replace(how, focal=True, focal_prior=_turning_prior(views))
+    state, fit = bundle.solve(epipolar.weighted(views.raw, static), state, how)
     spread = focal.CORRELATED * fit.focal_std
     weak = known is None and (spread > 0.1 or not 0.5 <= state.focal / max(views.pairs.size) <= 2)
-    static = epipolar.by_residual(views.raw, state, fit.sigma_px)
     poses = infill(views, state, static, rotation_only=True)
     poses[:, :3, 3] = 0
     return Estimate(

@@ -19,7 +19,8 @@ class Profile:
     here: float
     below: float
     above: float
-    pushed: tuple[State, State]
+    noise_ratio: float
+    """Noise of the residuals over the σ of the cost, which has a floor."""
 
     @property
     def lift(self) -> float:
@@ -28,9 +29,9 @@ class Profile:
 
     @property
     def rel_ci(self) -> float:
-        """The relative change of f that lifts the cost by 0.01; 1 where the cost does not bend."""
+        """The relative change of f that lifts the cost by 0.01, less where the flow is better than the cost's σ; at most 1."""
         bend = (self.below + self.above - 2 * self.here) / (2 * PUSH**2)
-        return min(math.sqrt(0.01 / bend), 1.0) if bend > 0 else 1.0
+        return min(math.sqrt(0.01 / bend) * min(self.noise_ratio, 1.0), 1.0) if bend > 0 else 1.0
 
 
 def profile(problem: Problem, state: State, fit: Fit) -> Profile:
@@ -39,7 +40,8 @@ def profile(problem: Problem, state: State, fit: Fit) -> Profile:
     how = Solve(iterations=6, sigma_px=sigma)
     pushed = [bundle.solve(problem, _pushed(state, sign * PUSH), how)[0] for sign in (-1, 1)]
     below, above = (bundle.cost(problem, s, sigma) for s in pushed)
-    return Profile(here=bundle.cost(problem, state, sigma), below=below, above=above, pushed=(pushed[0], pushed[1]))
+    noise = bundle.noise_scale(problem, state, floor=1e-3)
+    return Profile(here=bundle.cost(problem, state, sigma), below=below, above=above, noise_ratio=noise / sigma)
 
 
 def _pushed(state: State, step: float) -> State:
@@ -53,5 +55,5 @@ def is_weak(state: State, problem: Problem, fine: Fit, bent: Profile | None) -> 
     """Outside 0.5 to 2 long sides (generated video collapsed to 14 degrees with no other alarm), or not held by the cost."""
     ratio = state.focal / max(problem.size)
     spread = CORRELATED * fine.focal_std
-    flat = bent is not None and (bent.lift < 0.002 or bent.rel_ci > 0.1)
+    flat = bent is not None and (bent.lift < 0.002 or bent.rel_ci > 0.05)
     return not 0.5 <= ratio <= 2 or spread > 0.1 or flat

@@ -16,6 +16,10 @@ FEWEST, MOST = 8, 36
 """Keyframes of a clip, frames permitting."""
 
 
+LEAST_PX = 24
+"""Of the short side, for flow at reduced size."""
+
+
 def node_grid(size: tuple[int, int], long_side_nodes: int) -> tuple[tuple[int, int], Float[Tensor, "N 2"]]:
     """A grid of blocks, as square as the size allows, and their centers (u, v) in row order."""
     height, width = size
@@ -107,7 +111,7 @@ def temporal_edges(pairs: PairFlows, keys: list[int]) -> Int64[np.ndarray, "E 2"
 
 def loop_edges(pairs: PairFlows, keys: list[int]) -> Int64[np.ndarray, "E 2"]:
     """Keyframes at least 4 apart that see the same again: best first by flow at quarter size, confirmed at full size."""
-    small = pairs.at_most(max(pairs.size) // 4)
+    small = pairs.at_most(max(max(pairs.size) // 4, -(-LEAST_PX * max(pairs.size) // min(pairs.size))))
     apart = np.array([(a, b) for a in range(len(keys)) for b in range(a + 4, len(keys))], np.int64).reshape(-1, 2)
     _, nodes = node_grid(small.size, 20)
     flow, _, error = small.at_nodes(np.array(keys)[apart], nodes)

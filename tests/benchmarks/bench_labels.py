@@ -1,0 +1,155 @@
+"""The embedded annotators against exact truth: the table that says whether the labels can be trained on.
+
+    python tests/benchmarks/bench_labels.py [--only NAMES] [--focals] [--colmap] [--json FILE]
+
+Clips: the closed-form scenes, and `../shared/data/truth/*.mp4` as encoded where they are. CPU seconds a frame are those of cameras,
+depth and motion in one thread, the flow they ask for included; flow between adjacent and key frames is filled before, as in a run.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import scene
+
+from annotate import flow_slots
+from annotate.cameras.flow_ba import FlowBA
+from annotate.depth.multiview import Multiview
+from annotate.flow.dis import Dis
+from annotate.flow.pairs import PairFlows
+from annotate.motion import Motion
+from pipelines import truth as truths
+from pipelines.evaluate import evaluate_clip
+from pipelines.truth import Truth
+from shared import video
+from shared.clip import AnnotatedClip, Clip
+
+FOCALS_PX = (220.0, 360.0, 430.0)
+FOCAL_KINDS = ("lateral", "orbit", "dolly", "follow", "handheld")
+TRUTH = Path(__file__).parents[3] / "shared" / "data" / "truth"
+COLUMNS = {
+    "ATE %": ("cameras.ate_percent", "{:.3f}"),
+    "RRE °": ("cameras.rpe_rotation_deg", "{:.4f}"),
+    "f %": ("cameras.focal_error_percent", "{:.1f}"),
+    "AbsRel": ("static_depth.abs_rel", "{:.3f}"),
+    "cover": ("static_depth.coverage", "{:.2f}"),
+    "IoU": ("dynamic.iou", "{:.2f}"),
+    "EPE3D": ("scene_flow.epe3d", "{:.3f}"),
+    "kept": ("scene_flow.kept", "{:.2f}"),
+    "s/frame": ("cpu_s_per_frame", "{:.3f}"),
+    "colmap ATE %": ("colmap.ate_percent", "{:.3f}"),
+    "colmap s/frame": ("colmap.cpu_s_per_frame", "{:.2f}"),
+}
+
+
+def main() -> None:
+    """Print a line a clip as it is done."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", help="names of clips, such as orbit or handheld-430 or mj_lateral")
+    parser.add_argument("--focals", action="store_true", help="also with true focal lengths of 220, 360 and 430 px")
+    parser.add_argument(
+        "--colmap", action="store_true", help="pycolmap's global mapper beside it (extra second-opinion)"
+    )
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{'clip':20}" + "".join(f"{name:>9}" for name in shown(asked.colmap)) + "  flags")
+    found = {}
+    for name, clip, truth in clips(asked.focals, asked.only):
+        found[name] = measure(clip, truth) | (colmap(clip, truth) if asked.colmap else {})
+        print(line(name, found[name], asked.colmap), flush=True)
+    if asked.json:
+        asked.json.write_text(json.dumps(found, indent=1))
+
+
+def clips(focals: bool, only: list[str] | None) -> Iterator[tuple[str, AnnotatedClip, Truth]]:
+    """Name, bare pixels, truth."""
+    wanted = [(kind, 300.0) for kind in scene.KINDS]
+    wanted += [(kind, focal) for kind in FOCAL_KINDS for focal in FOCALS_PX] if focals else []
+    for kind, focal in wanted:
+        name = kind if focal == 300 else f"{kind}-{focal:.0f}"
+        if not only or name in only:
+            true = scene.clip(kind, focal=focal)
+            yield name, bare(true), truths.from_clip(true)
+    for path in sorted(TRUTH.glob("*.mp4")):
+        if not only or path.stem in only:
+            yield path.stem, encoded(path), truths.from_npz(path.with_suffix(".npz"))
+
+
+def bare(clip: Clip) -> AnnotatedClip:
+    """Only what a decoder would give."""
+    return AnnotatedClip(id=clip.id, rgb=clip.rgb, fps=clip.fps, source=clip.source, frames=clip.frames)
+
+
+def encoded(path: Path) -> AnnotatedClip:
+    """The frames as the file has them."""
+    seen = video.probe(str(path))
+    frames = np.arange(seen.num_frames)
+    return AnnotatedClip(id=path.stem, rgb=video.read(seen, frames), fps=seen.fps, source=str(path), frames=frames)
+
+
+def measure(clip: AnnotatedClip, truth: Truth) -> dict[str, Any]:
+    """Label the clip and hold it against the truth."""
+    flow = PairFlows.of(clip.rgb, Dis().load())
+    clip = flow_slots.fill_flow(clip, flow)
+    start = time.process_time()
+    for annotate in (FlowBA().load(), Multiview().load(), Motion().load()):
+        clip = annotate(clip, flow)
+    seconds = time.process_time() - start
+    assert clip.cameras is not None
+    assert clip.motion is not None
+    still = clip.motion.scene_flow[~clip.motion.dynamic[:-1]]
+    assert not still.any(), f"{clip.id}: scene flow of static pixels is not 0"
+    flags = {"degenerate": clip.cameras.degenerate, "cpu_s_per_frame": seconds / len(clip.rgb)}
+    return evaluate_clip(clip, truth) | flags | dict(clip.scores)
+
+
+def colmap(clip: AnnotatedClip, truth: Truth) -> dict[str, Any]:
+    """The global mapper of pycolmap on the same pixels."""
+    from annotate.cameras import second_opinion
+
+    start = time.process_time() + _children()
+    try:
+        mapped = second_opinion.map_globally(clip.rgb)
+    except ValueError as refusal:
+        return {"colmap.refusal": str(refusal)}
+    seconds = time.process_time() + _children() - start
+    numbers = {"colmap.cpu_s_per_frame": seconds / len(clip.rgb), "colmap.registered": float(mapped.registered.mean())}
+    if mapped.registered.all():
+        seen = evaluate_clip(clip.with_(cameras=second_opinion.to_cameras(mapped, clip.shape)), truth)
+        numbers |= {
+            name.replace("cameras", "colmap"): value for name, value in seen.items() if name.startswith("cameras.")
+        }
+    return numbers
+
+
+def _children() -> float:
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def shown(with_colmap: bool) -> list[str]:
+    return [name for name in COLUMNS if with_colmap or not name.startswith("colmap")]
+
+
+def line(name: str, numbers: dict[str, Any], with_colmap: bool) -> str:
+    """One row of the table."""
+    cells = []
+    for column in shown(with_colmap):
+        key, form = COLUMNS[column]
+        cells.append(form.format(numbers[key]) if key in numbers else "-")
+    return f"{name:20}" + "".join(f"{cell:>9}" for cell in cells) + f"  {numbers['degenerate'] or ''}"
+
+
+if __name__ == "__main__":
+    main()
