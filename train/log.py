@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,29 +107,37 @@ def read(path: Path) -> list[Record]:
 
 
 def plot(metrics: Path, png: Path) -> None:
-    """Every loss term over steps, thin as logged and thick smoothed, on a logarithmic axis."""
+    """A panel for each phase: its loss terms over steps, thin as logged and thick smoothed, on a logarithmic axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # not pyplot: it keeps global state and looks for a display
 
-    curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for record in read(metrics):
-        for name, value in record.items():
-            if name.startswith("loss.") and isinstance(value, float) and value > 0:
-                curves[name.removeprefix("loss.")].append((int(record["step"]), value))
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.add_subplot()
-    for name, points in sorted(curves.items()):
-        steps, values = zip(*points)
-        line = axes.plot(steps, values, linewidth=0.6, alpha=0.4)[0]
-        axes.plot(steps, _smooth(values), linewidth=1.8, color=line.get_color(), label=name)
-    axes.set(xlabel="step", ylabel="loss", title=metrics.parent.name)
-    if curves:
-        axes.set_yscale("log")
-        axes.legend(ncols=2, fontsize="small")
+    phases = _curves(read(metrics))
+    figure = Figure(figsize=(max(5.0, 4.5 * len(phases)), 5), layout="constrained")
+    panels = figure.subplots(1, max(1, len(phases)), squeeze=False)[0]
+    for panel, (phase, curves) in zip(panels, phases.items()):
+        for number, (name, points) in enumerate(sorted(curves.items())):
+            steps, values = zip(*points)
+            color = "black" if name == "total" else f"C{number % 10}"
+            panel.plot(steps, values, linewidth=0.6, alpha=0.4, color=color)
+            panel.plot(steps, _smooth(values), linewidth=1.8, color=color, label=name)
+        panel.set(xlabel="step", ylabel="loss", title=phase, yscale="log")
+        panel.legend(fontsize="small")
     aside = png.with_name(f".{png.name}.partial")
     with aside.open("wb") as file:
         FigureCanvasAgg(figure).print_png(file)
     os.replace(aside, png)
+
+
+def _curves(records: list[Record]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Phase -> loss term -> (step, value). Losses by noise level stay in metrics.jsonl: they would hide the terms."""
+    phases: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for record in records:
+        for name, value in record.items():
+            kind, _, term = name.partition(".")
+            if kind == "loss" and "." not in term and isinstance(value, float) and value > 0:
+                curves = phases.setdefault(str(record.get("phase", "")), {})
+                curves.setdefault(term, []).append((int(record["step"]), value))
+    return phases
 
 
 def _smooth(values: tuple[float, ...]) -> list[float]:
