@@ -106,11 +106,11 @@ def _disturbed(
     """One run, again and again until it ends by itself."""
     began, before = time.monotonic(), done.total()
     address = cluster.address if cluster else ""
-    driver = kit.drive(videos, out, crew, 2, KNOBS, address)
+    driver, since = kit.drive(videos, out, crew, 2, KNOBS, address), time.time()
     while (status := kit.wait(driver, rng.uniform(0.2, 2.0))) is None or status:
         if status is not None:
-            driver = kit.drive(videos, out, crew, 2, KNOBS, address)
-        elif done.total() < most and (kit.in_flight(out) or rng.random() < 0.1):  # mostly in the middle of work
+            driver, since = kit.drive(videos, out, crew, 2, KNOBS, address), time.time()
+        elif done.total() < most and (kit.in_flight(out, since) or rng.random() < 0.1):  # mostly in the middle of work
             victim = rng.choices(("worker", "actor", "machine", "driver"), (6, 2 * bool(cluster), bool(cluster), 2))[0]
             done[victim] += _kill(victim, driver, rng, cluster)
     left = {key: dict(events) for key, events in kit.attempts(out).items() if events["started"] > 1}

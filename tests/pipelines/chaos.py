@@ -82,19 +82,19 @@ def leftovers(out: Path) -> list[str]:
     return [str(path) for path in out.rglob("*") if ".tmp-" in path.name or "spool" in path.parts]
 
 
-def attempts(out: Path) -> dict[str, Counter[str]]:
+def attempts(out: Path, since: float = 0.0) -> dict[str, Counter[str]]:
     """Events of each video and clip, by kind."""
     found: dict[str, Counter[str]] = {}
     for _, events in ledger.read(str(out)):
         for event in events:
-            if "key" in event:
+            if "key" in event and event["time"] >= since:
                 found.setdefault(event["key"], Counter())[event["event"]] += 1
     return found
 
 
-def in_flight(out: Path) -> int:
-    """Tasks that were begun and have not ended, as the ledger tells."""
-    found = attempts(out).values()
+def in_flight(out: Path, since: float = 0.0) -> int:
+    """Tasks that were begun after this time and have not ended, as the ledger tells."""
+    found = attempts(out, since).values()
     return sum(events["started"] - events["done"] - events["fault"] - events["returned"] for events in found)
 
 
