@@ -2,12 +2,14 @@
 
 import functools
 import time
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import cv2
 
 from annotate import cut as cutting
 from annotate.datasets import importing, selfcheck
+from annotate.datasets.dataset import Dataset, Footage
 from pipelines import datasets, packing, reuse, spool
 from pipelines.plan import label_knobs
 from pipelines.tasks import Task
@@ -56,24 +58,48 @@ class Videos:
 class Scenes:
     """Clips of one data set, with the truth that it brings."""
 
-    def __init__(self, kind: str, recipe: Any) -> None:
-        self._dataset, self._cut = datasets.DATASETS[kind], recipe.cut
+    def __init__(self, dataset: Dataset, recipe: Any) -> None:
+        self._dataset, self._cut = dataset, recipe.cut
         self._open = functools.lru_cache(maxsize=2)(self._dataset.open)
 
     def cut(self, entry: dict[str, Any], to: str) -> None:
         """Tests the scene and lists its clips. Raises ValueError with the reason if it is excluded or fails a test."""
         scene = self._open(entry["uri"])
         spans = importing.spans(scene, self._cut, selfcheck.check(scene))
-        spool.write_spans(to, entry["dataset"], importing.as_video(scene.facts), spans)
+        spool.write_spans(to, entry["dataset"], importing.as_video(scene.facts, self._cut.fps), spans)
 
     def load(self, cut_uri: str, number: int) -> AnnotatedClip:
         span = spool.read_span(cut_uri, number)
         return importing.load(self._open(span.video.uri), span, self._cut, self._dataset.kind)
 
 
+class Filmed:
+    """Clips cut from the real videos of a data set, with what it knows of them."""
+
+    def __init__(self, dataset: Footage, recipe: Any) -> None:
+        self._dataset, self._recipe = dataset, recipe
+
+    def cut(self, entry: dict[str, Any], to: str) -> None:
+        """Raises ValueError with the reason if the data set says that the video is not wanted, or could not be had."""
+        uri, cut = entry["uri"], self._recipe.cut
+        note = self._dataset.describe(uri)
+        found = video.probe(uri, licence=entry["licence"], caption=note.caption, decoder=cut.decoder)
+        spans = cutting.screen_and_cut(found, cut, self._recipe.screen)
+        spans = [replace(span, scores={**span.scores, **note.scores}) for span in spans]
+        spool.write_spans(to, entry["dataset"], spans[0].video if spans else found, spans)
+
+    def load(self, cut_uri: str, number: int) -> AnnotatedClip:
+        span = spool.read_span(cut_uri, number)
+        clip = AnnotatedClip.of(cutting.load_clip(span, self._recipe.cut), scores=span.scores)
+        return self._dataset.complete(clip, span.video)
+
+
 def supplier(dataset: str, recipe: Any) -> Supplier:
     """Of the entries of this data set, or of videos."""
-    return Videos(recipe) if dataset == "video" else Scenes(dataset, recipe)
+    if dataset == "video":
+        return Videos(recipe)
+    source = datasets.DATASETS[dataset]
+    return Filmed(source, recipe) if isinstance(source, Footage) else Scenes(source, recipe)
 
 
 class Worker:

@@ -5,15 +5,17 @@ and `world_from_cam`. Adding a data set is its file, and a line in `pipelines/da
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
 
+from shared.clip import AnnotatedClip
 from shared.knobs import Knobs
+from shared.video import Video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,8 @@ class Facts:
 
     uri: str
     licence: str
-    fps: float
+    fps: float | None
+    """None: nobody knows. Then every frame is taken, at the rate that a recipe asks for."""
     height: int
     width: int
     shots: tuple[Int64[np.ndarray, " N"], ...]
@@ -127,6 +130,37 @@ class Dataset(Protocol):
 
     def open(self, uri: str) -> Scene:
         """Raises ValueError with the reason for a scene that is excluded, incomplete or not to be trusted."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Note:
+    """What a data set of real video says of one of its videos."""
+
+    caption: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Footage(Protocol):
+    """A data set of real video: cut and screened as any video, and what the data set knows is laid into the clips' slots."""
+
+    about: ClassVar[About]
+    licence: ClassVar[str]
+
+    @property
+    def kind(self) -> str: ...
+
+    def scenes(self, root: str) -> Iterator[str]:
+        """Uris of all videos, in a fixed order, those that could not be downloaded among them."""
+        ...
+
+    def describe(self, uri: str) -> Note:
+        """Raises ValueError with the reason for a video that is left out."""
+        ...
+
+    def complete(self, clip: AnnotatedClip, video: Video) -> AnnotatedClip:
+        """The clip of this video with every slot filled that the data set can fill."""
         ...
 
 

@@ -23,10 +23,16 @@ class Fit:
     width: int
     to_height: int
     to_width: int
+    layer: tuple[int, int] | None = None
+    """Height and width of labels that cover the same picture at another size; None: that of the picture."""
 
     @property
     def same(self) -> bool:
-        return (self.height, self.width) == (self.to_height, self.to_width)
+        return self._size == (self.to_height, self.to_width) == (self.height, self.width)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.layer or (self.height, self.width)
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -82,9 +88,10 @@ class Fit:
     def _places(self) -> tuple[Float64[np.ndarray, " w"], Float64[np.ndarray, " h"]]:
         """Where the clip's pixel centers lie in the source."""
         (scale_x, scale_y), (left, top) = self.scale, self.corner
-        u = (np.arange(self.to_width) + 0.5 + left) / scale_x
-        v = (np.arange(self.to_height) + 0.5 + top) / scale_y
-        return np.clip(u, 0, self.width - 1e-6), np.clip(v, 0, self.height - 1e-6)
+        height, width = self._size
+        u = (np.arange(self.to_width) + 0.5 + left) / scale_x * (width / self.width)
+        v = (np.arange(self.to_height) + 0.5 + top) / scale_y * (height / self.height)
+        return np.clip(u, 0, width - 1e-6), np.clip(v, 0, height - 1e-6)
 
     def _bilinear(self, values: np.ndarray) -> np.ndarray:
         import cv2
@@ -96,8 +103,8 @@ class Fit:
     def _one_surface(self, z: Float32[np.ndarray, "H W"]) -> Bool[np.ndarray, "h w"]:
         u, v = self._places()
         left, top = np.floor(u - 0.5).astype(int), np.floor(v - 0.5).astype(int)
-        columns = np.clip(np.stack((left, left + 1)), 0, self.width - 1)
-        rows = np.clip(np.stack((top, top + 1)), 0, self.height - 1)
+        columns = np.clip(np.stack((left, left + 1)), 0, self._size[1] - 1)
+        rows = np.clip(np.stack((top, top + 1)), 0, self._size[0] - 1)
         around = np.stack([z[row[:, None], column] for row in rows for column in columns])
         near, far = around.min(0), around.max(0)
         return (near > 0) & (far < _SAME_SURFACE * near)
