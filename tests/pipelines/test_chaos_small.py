@@ -53,6 +53,6 @@ def test_workers_that_are_killed_are_replaced(videos: Path, calm: Path, tmp_path
         if kills < 5:
             kills += chaos.kill_one(workers, rng)
     assert status == 0
-    assert kills == 5
+    assert kills  # a fast machine may be done before the fifth
     assert chaos.verdict(out, calm) == []
     assert sum(events["fault"] for events in chaos.attempts(out).values()) >= 1
