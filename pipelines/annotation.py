@@ -46,6 +46,12 @@ class Summary:
     blocks: int
     seconds: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.annotated} clips annotated, {self.screened} screened out, {self.failed} failed, "
+            f"from {self.videos} videos, all committed"
+        )
+
 
 def annotate(
     source: str,

@@ -41,7 +41,7 @@ def annotate(
     from pipelines import annotation, recipes
 
     knobs = recipes.annotate_recipe(recipe, set_)
-    annotation.annotate(source, out, knobs, inline=inline, address=address, retry=retry, redo=redo, limit=limit)
+    print(annotation.annotate(source, out, knobs, inline=inline, address=address, retry=retry, redo=redo, limit=limit))
 
 
 @app.command()

@@ -19,7 +19,7 @@ def demo(folder: str) -> None:
     data, run, made = str(root / "data"), str(root / "run"), root / "generated"
     started = time.monotonic()
     _say(f"1/4 annotate  {video.name} -> clips with depth, cameras, flow, scene flow, masks")
-    annotation.annotate(str(video), data, recipes.annotate_recipe("embedded", list(CUT)))
+    print(annotation.annotate(str(video), data, recipes.annotate_recipe("embedded", list(CUT))))
     _say("2/4 curate  which clips to keep, and why")
     curation.curate(data, recipes.curate_recipe("default", []))
     _say("3/4 train  generator, decoder, joint: every stage at tiny size")
@@ -65,7 +65,7 @@ def _where_to_look(root: Path, data: str, run: str, seconds: float) -> None:
         (f"{run}/model", "the trained model, in the layout of diffusers"),
         (f"{root}/generated/look/index.html", "a generated clip: noise, after so few steps at so small a size"),
     ):
-        print(f"  {path:<36} {what}")
+        print(f"  {path}\n      {what}")
 
 
 def _say(line: str) -> None:
