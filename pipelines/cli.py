@@ -17,7 +17,10 @@ weights_app = typer.Typer(no_args_is_help=True, help="The published networks a r
 app.add_typer(weights_app, name="weights")
 
 Source = Annotated[
-    str, typer.Argument(help="A video, a folder, a glob, a list (.txt, .csv, .parquet), s3:// or gs://.")
+    str,
+    typer.Argument(
+        help="A video, a folder, a glob, a list (.txt, .csv, .parquet), s3:// or gs://; KIND:FOLDER is a data set."
+    ),
 ]
 Out = Annotated[str, typer.Argument(help="The run's folder: a path, s3:// or gs://.")]
 Run = Annotated[str, typer.Argument(help="The training run's folder.")]
@@ -158,6 +161,14 @@ def weights_check(recipe: AnnotateWith = "paper", set_: Set = []) -> None:  # no
     from pipelines import recipes, weights
 
     weights.show(weights.check(recipes.annotate_recipe(recipe, set_)))
+
+
+@app.command()
+def datasets() -> None:
+    """List the data sets that bring truth: how to name them, where to get them, terms, size, layout."""
+    from pipelines import datasets as datasets_
+
+    datasets_.show()
 
 
 @app.command()

@@ -5,39 +5,54 @@ from collections.abc import Iterator
 
 from annotate.datasets.bedlam import Bedlam
 from annotate.datasets.bedlam2 import Bedlam2
-from annotate.datasets.dataset import Dataset
+from annotate.datasets.dataset import Dataset, Footage
 from annotate.datasets.dynamic_replica import DynamicReplica
+from annotate.datasets.kubric import Kubric
 from annotate.datasets.omniworld import OmniWorld
+from annotate.datasets.panda70m import Panda70M
 from annotate.datasets.point_odyssey import PointOdyssey
+from annotate.datasets.realestate10k import RealEstate10K
+from annotate.datasets.sintel import Sintel
+from annotate.datasets.spatialvid import SpatialVID
+from annotate.datasets.spring import Spring
+from annotate.datasets.tartanair import TartanAir
+from annotate.datasets.tartanair_v2 import TartanAirV2
+from annotate.datasets.virtual_kitti2 import VirtualKitti2
 
-DATASETS: dict[str, Dataset] = {
-    dataset.kind: dataset for dataset in (PointOdyssey(), Bedlam(), Bedlam2(), DynamicReplica(), OmniWorld())
-}
+_ALL: tuple[Dataset | Footage, ...] = (
+    PointOdyssey(),
+    Bedlam(),
+    Bedlam2(),
+    DynamicReplica(),
+    OmniWorld(),
+    SpatialVID(),
+    Panda70M(),
+    VirtualKitti2(),
+    Spring(),
+    Sintel(),
+    TartanAir(),
+    TartanAirV2(),
+    Kubric(),
+    RealEstate10K(),
+)
+DATASETS: dict[str, Dataset | Footage] = {dataset.kind: dataset for dataset in _ALL}
 """By kind, with their defaults."""
 
-_ALIASES = {
-    "dynamicreplica": "dynamic_replica",
-    "vkitti2": "virtual_kitti2",
-    "virtualkitti2": "virtual_kitti2",
-    "tartanairv2": "tartanair_v2",
-    "movi": "kubric",
-    "re10k": "realestate10k",
-    "panda": "panda70m",
-}
+_ALSO = {"vkitti2": "virtual_kitti2", "movi": "kubric", "re10k": "realestate10k", "panda": "panda70m"}
+_KINDS = {kind.replace("_", ""): kind for kind in DATASETS} | _ALSO
 _PREFIX = re.compile(r"^([A-Za-z][A-Za-z0-9_-]+):(?!//)(.*)$")
 
 
 def split(source: str) -> tuple[str, str] | None:
-    """(Kind, root) of a SOURCE that names a data set; None: it names none.
+    """(Kind, root) of a SOURCE that names a data set, `-` and `_` and capitals aside; None: it names none.
 
     Raises ValueError for a prefix that no data set has.
     """
     found = _PREFIX.match(source)
     if found is None:
         return None
-    word = re.sub("[_-]", "", found[1].lower())
-    kind = _ALIASES.get(word, word)
-    if kind not in DATASETS:
+    kind = _KINDS.get(re.sub("[_-]", "", found[1].lower()))
+    if kind is None:
         raise ValueError(f"{source}: there is no data set {found[1]!r}; `worldreel datasets` lists them")
     return kind, found[2]
 
@@ -45,3 +60,20 @@ def split(source: str) -> tuple[str, str] | None:
 def scenes(kind: str, root: str) -> Iterator[str]:
     """Uris of the data set's scenes below a folder or bucket."""
     return DATASETS[kind].scenes(root)
+
+
+def show() -> None:
+    """Print every data set: how to name it, where to get it, its terms, size and layout, and the truth that it brings."""
+    for dataset in _ALL:
+        about = dataset.about
+        print(f"{dataset.kind}: {about.title}")
+        rows = {
+            "source": f"worldreel annotate {dataset.kind}:FOLDER OUT",
+            "get it": about.where,
+            "licence": dataset.licence,
+            "size": about.size,
+            "brings": about.brings,
+            "layout": about.layout,
+        }
+        for name, value in rows.items():
+            print(f"  {name:8} {value}")

@@ -42,7 +42,7 @@ class Bedlam(Knobs):
     about: ClassVar[About] = About(
         title="BEDLAM",
         where="https://bedlam.is.tue.mpg.de",
-        size="10,450 sequences at 1280 x 720 and 30 frames/s",
+        size="sequences at 1280 x 720; depth at 30 or 6 frames/s",
         layout="SCENE/: png/seq_000000/seq_000000_0000.png, depth/seq_000000/seq_000000_0000_depth.exr, masks/seq_000000/*.png, "
         "ground_truth/camera/seq_000000_camera.csv",
         brings="metric depth, cameras, persons, dynamic pixels",

@@ -20,7 +20,7 @@ class Bedlam2(Knobs):
     about: ClassVar[About] = About(
         title="BEDLAM2",
         where="https://bedlam2.is.tue.mpg.de",
-        size="27,480 sequences at 1280 x 720 and 30 frames/s",
+        size="sequences at 1280 x 720 and 30 frames/s",
         layout="SCENE/exr_layers/{image,depth,masks}/seq_000000/seq_000000_0000_{image.png,depth.exr,env.png,00_body.png}, "
         "SCENE/ground_truth/meta_exr_depth_csv/seq_000000_camera.csv",
         brings="metric depth, cameras, persons, dynamic pixels",

@@ -24,9 +24,9 @@ _TIME_BASE = Fraction(1, 1_000_000)
 def spans(scene: Scene, cut: Cut, scores: Mapping[str, float]) -> list[Span]:
     """All clips of a scene in order, each with the scene's `scores`; one refused span for each shot that gives none."""
     facts, found = scene.facts, []
-    video = as_video(facts)
+    video = as_video(facts, cut.fps)
     for numbers in facts.shots:
-        seconds = numbers / (facts.fps * facts.step)
+        seconds = numbers / (video.fps * facts.step)
         picked, reason = cutting.windows(seconds, 0, len(numbers), cut)
         if reason:
             found.append(cutting.span_of(video, numbers, cut, reason))
@@ -34,14 +34,14 @@ def spans(scene: Scene, cut: Cut, scores: Mapping[str, float]) -> list[Span]:
     return [replace(span, scores={**span.scores, **scores}, **_looks(scene, span)) for span in found]
 
 
-def as_video(facts: Facts) -> Video:
-    """The scene as pipelines know sources."""
-    numbers = np.concatenate(facts.shots)
-    seconds = numbers / (facts.fps * facts.step)
+def as_video(facts: Facts, wanted_fps: float) -> Video:
+    """The scene as pipelines know sources; at the wanted rate if its own is not known."""
+    numbers, fps = np.concatenate(facts.shots), facts.fps or wanted_fps
+    seconds = numbers / (fps * facts.step)
     told = f"{facts.uri} {len(numbers)} {facts.height} {facts.width}"
     return Video(
         uri=facts.uri,
-        fps=facts.fps,
+        fps=fps,
         height=facts.height,
         width=facts.width,
         num_frames=len(numbers),
@@ -116,7 +116,7 @@ def load(scene: Scene, span: Span, cut: Cut, source: str) -> AnnotatedClip:
         clip = clip.with_(depth=Depth(z=z, valid=z > 0, metric=facts.metric, source=source))
     if taken.has("world_from_cam") and taken.has("intrinsics"):
         clip = clip.with_(cameras=_cameras(taken, facts.metric, source))
-    clip = _with_flow(clip, taken, source)
+    clip = _with_flow(clip, taken, scene, source)
     return _with_motion(clip, taken, scene, source)
 
 
@@ -166,13 +166,19 @@ def _cameras(taken: Taken, metric: bool, source: str) -> Cameras:
     return Cameras(world_from_cam=canonical, intrinsics=taken.intrinsics(), metric=metric, source=source)
 
 
-def _with_flow(clip: AnnotatedClip, taken: Taken, source: str) -> AnnotatedClip:
-    """Given flow of every pair, there and back. Where it is not known it is what a rigid world shows, and uncertain."""
+def _with_flow(clip: AnnotatedClip, taken: Taken, scene: Scene, source: str) -> AnnotatedClip:
+    """Given flow of every pair. Where it is not known it is what a rigid world shows, and uncertain.
+
+    Where a data set gives no way back, it is the way there turned round, and a rigid world's where nothing led to.
+    """
     forward = [field for field in taken.forward if field is not None]
     backward = [field for field in taken.backward if field is not None]
     steps = clip.shape[0] - 1
-    if not steps or len(forward) < steps or len(backward) < steps:
+    if not steps or len(forward) < steps:
         return clip
+    if len(backward) < steps:
+        still = scene.facts.static
+        backward = [_nowhere(field) if still else _turned(field, z) for field, z in zip(forward, _depths(clip))]
     valid = np.stack([field.valid for field in forward])
     ahead, back = _rigid(clip, ahead=True), _rigid(clip, ahead=False)
     flow = Flow(
@@ -182,6 +188,29 @@ def _with_flow(clip: AnnotatedClip, taken: Taken, source: str) -> AnnotatedClip:
         source=source,
     )
     return clip.with_(flow=flow)
+
+
+def _depths(clip: AnnotatedClip) -> Float32[np.ndarray, "T H W"]:
+    return clip.depth.z if clip.depth is not None else np.ones(clip.shape, np.float32)
+
+
+def _nowhere(field: Field) -> Field:
+    return Field(values=np.zeros_like(field.values), valid=np.zeros_like(field.valid))
+
+
+def _turned(field: Field, z: Float32[np.ndarray, "H W"]) -> Field:
+    """The way back from the pixel that each pixel's flow ends on; where several end, the nearest surface's."""
+    height, width = z.shape
+    row, column = np.nonzero(field.valid)
+    far_first = np.argsort(-z[row, column], kind="stable")
+    row, column = row[far_first], column[far_first]
+    flow = field.values[row, column]
+    to_column, to_row = np.floor(column + 0.5 + flow[:, 0]), np.floor(row + 0.5 + flow[:, 1])
+    inside = (to_column >= 0) & (to_column < width) & (to_row >= 0) & (to_row < height)
+    at = to_row[inside].astype(int), to_column[inside].astype(int)
+    values, valid = np.zeros_like(field.values), np.zeros_like(field.valid)
+    values[at], valid[at] = -flow[inside], True
+    return Field(values=values, valid=valid)
 
 
 def _rigid(clip: AnnotatedClip, *, ahead: bool) -> Float32[np.ndarray, "P H W 2"]:
@@ -218,11 +247,12 @@ def _with_motion(clip: AnnotatedClip, taken: Taken, scene: Scene, source: str) -
     if seen is not None and clip.depth is not None:
         fields, key_fields = movers.sparse(clip, seen, 1), movers.sparse(clip, seen, KEY_STRIDE)
     turn = first[:3, :3].T
-    scene_flow, valid = _canonical(fields, dynamic[:steps], turn, clip, 1)
+    still = scene.facts.static
+    scene_flow, valid = _canonical(fields, dynamic[:steps], turn, clip, 1, still=still)
     key_scene_flow = key_valid = None
-    if scene.facts.static or (keys and all(field is not None and seen is None for field in key_fields)):
+    if still or (keys and all(field is not None and seen is None for field in key_fields)):
         starts = dynamic[0 : keys * KEY_STRIDE : KEY_STRIDE]
-        key_scene_flow, key_valid = _canonical(key_fields, starts, turn, clip, KEY_STRIDE)
+        key_scene_flow, key_valid = _canonical(key_fields, starts, turn, clip, KEY_STRIDE, still=still)
     motion = Motion(
         dynamic=dynamic,
         scene_flow=scene_flow,
@@ -242,14 +272,21 @@ def _canonical(
     turn: Float64[np.ndarray, "3 3"],
     clip: AnnotatedClip,
     stride: int,
+    *,
+    still: bool,
 ) -> tuple[Float32[np.ndarray, "P H W 3"], Bool[np.ndarray, "P H W"]]:
-    """Along the axes of the clip's first camera; exactly 0, and known wherever depth is, on what stands still."""
+    """Along the axes of the clip's first camera; exactly 0, and known wherever depth is, on what stands still.
+
+    In a `still` scene, a field only says of which pixels that is not known.
+    """
     vectors = np.zeros((*dynamic.shape, 3), np.float32)
     valid = ~dynamic
     if clip.depth is not None:
         valid &= clip.depth.valid[0 : len(dynamic) * stride : stride]
     for p, field in enumerate(fields):
-        if field is not None:
+        if field is not None and still:
+            valid[p] &= field.valid
+        elif field is not None:
             known = dynamic[p] & field.valid
             vectors[p][known] = field.values[known] @ turn.T
             valid[p] |= known

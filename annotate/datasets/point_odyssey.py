@@ -36,7 +36,7 @@ class PointOdyssey(Knobs):
     about: ClassVar[About] = About(
         title="PointOdyssey v1.2",
         where="https://pointodyssey.com",
-        size="159 scenes of about 2,000 frames at 960 x 540, 170 GB",
+        size="159 scenes of about 2,000 frames at 960 x 540",
         layout="{train,val,test}/SCENE/: rgbs/rgb_00000.jpg, depths/depth_00000.png, masks/mask_00000.png, anno.npz",
         brings="metric depth, cameras, instances, dynamic pixels, sparse scene flow from tracks",
     )

@@ -1,7 +1,7 @@
 """Rotations and poses as data sets write them, in float64."""
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64
 
 BLENDER_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 """OpenGL and Blender look along -z with y up."""
@@ -44,3 +44,16 @@ def checked(uri: str, poses: np.ndarray) -> Float64[np.ndarray, "*batch 4 4"]:
         raise ValueError(f"{uri}: the last row of a pose is not (0, 0, 0, 1)")
     u, _, vt = np.linalg.svd(turned)
     return pose(u @ vt, poses[..., :3, 3])
+
+
+def lifted(z: Float32[np.ndarray, "H W"], intrinsics: Float64[np.ndarray, " 4"]) -> Float64[np.ndarray, "H W 3"]:
+    """Camera-frame points of every pixel."""
+    fx, fy, cx, cy = intrinsics
+    u, v = np.meshgrid(np.arange(z.shape[1]) + 0.5, np.arange(z.shape[0]) + 0.5)
+    return np.stack(((u - cx) / fx, (v - cy) / fy, np.ones(z.shape)), axis=-1) * z[..., None]
+
+
+def moved(
+    target_from_source: Float64[np.ndarray, "4 4"], p_source: Float64[np.ndarray, "*batch 3"]
+) -> Float64[np.ndarray, "*batch 3"]:
+    return p_source @ target_from_source[:3, :3].T + target_from_source[:3, 3]

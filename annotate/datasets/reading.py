@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +47,18 @@ def pixels(uri: str) -> np.ndarray:
     if found.ndim == 3 and found.shape[2] >= 3:
         found = found[..., [2, 1, 0, *range(3, found.shape[2])]]
     return np.ascontiguousarray(found)
+
+
+def indexes(uri: str) -> np.ndarray:
+    """A picture with a palette as the numbers that point into it; one without as it is."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(files.read_bytes(uri))) as image:
+            found = np.array(image)
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{uri}: not a picture that can be decoded ({type(error).__name__})") from None
+    return found.astype(np.int32) if found.ndim == 2 else colors_as_ids(found[..., :3])
 
 
 def uint16(uri: str) -> np.ndarray:
@@ -236,6 +249,12 @@ def numbered(folder: str, name: Callable[[str], str | None]) -> dict[int, str]:
         if digits is not None:
             found[int(digits)] = file
     return dict(sorted(found.items()))
+
+
+def last_number(file: str) -> str | None:
+    """The digits before the ending: `depth_00012.png` is frame 12."""
+    found = re.search(r"(\d+)\.\w+$", file)
+    return found[1] if found else None
 
 
 def between(start: str, *ends: str) -> Callable[[str], str | None]:

@@ -19,7 +19,7 @@ MOST_REPROJECTION = 0.05
 """Median relative depth error of static points seen in another frame."""
 MOST_TRACKS = 0.02
 """Median relative difference of depth and the tracks that are visible there."""
-MOST_FLOW_PX, MOST_FLOW_SHARE = 0.3, 0.1
+MOST_FLOW_PX, MOST_FLOW_SHARE = 0.1, 0.1
 """Median distance of given flow from what a rigid world shows, in pixels or as a share of the flow."""
 CLEARLY = 2.0
 """Another reading of the data must fit so many times better before the data set's own is refused."""

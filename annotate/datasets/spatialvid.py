@@ -46,7 +46,7 @@ class SpatialVID(Knobs):
     about: ClassVar[About] = About(
         title="SpatialVID and SpatialVID-HQ",
         where="https://huggingface.co/datasets/SpatialVID",
-        size="2.7 million clips, 7,089 hours (HQ: 1,146 hours)",
+        size="2.7 million clips, 7,089 hours",
         layout="videos/group_0001/UUID.mp4, annotations/group_0001/UUID/{poses.npy,intrinsics.npy,indexes.txt,dyn_masks.npz,"
         "caption.json}, depths/group_0001/UUID.zip, data/train/*_metadata.csv",
         brings="captions, scores, estimated cameras; depth and dynamic pixels at 5 frames/s",

@@ -54,7 +54,8 @@ class Truth:
 
     def rays(self) -> np.ndarray:
         """H W 3, z = 1."""
-        u, v = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
+        height, width = self.z.shape[1:]
+        u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
         fx, fy, cx, cy = self.k[0, 0], self.k[1, 1], self.k[0, 2], self.k[1, 2]
         return np.stack(((u - cx) / fx, (v - cy) / fy, np.ones_like(u)), axis=-1)
 
@@ -65,10 +66,16 @@ class Truth:
 
 
 def true(
-    kind: str = "lateral", *, frames: int = FRAMES, seed: int = 3, height: int = HEIGHT, width: int = WIDTH
+    kind: str = "lateral",
+    *,
+    frames: int = FRAMES,
+    seed: int = 3,
+    height: int = HEIGHT,
+    width: int = WIDTH,
+    focal: float | None = None,
 ) -> Truth:
     """The scene, seen from cameras that start turned and away from the origin."""
-    size = {"frames": frames, "height": height, "width": width, "focal": FOCAL * width / WIDTH, "seed": seed}
+    size = {"frames": frames, "height": height, "width": width, "focal": focal or FOCAL * width / WIDTH, "seed": seed}
     clip = scene.clip(kind, **size)
     start = np.eye(4)
     start[:3, :3] = cv2.Rodrigues(np.array([0.3, -0.9, 0.2]))[0]
