@@ -19,7 +19,7 @@ class Bedlam2(Knobs):
     licence: ClassVar[str] = "BEDLAM2 (non-commercial research, no redistribution)"
     about: ClassVar[About] = About(
         title="BEDLAM2",
-        where="https://bedlam2.is.tue.mpg.de",
+        where="https://bedlam2.is.tuebingen.mpg.de",
         size="sequences at 1280 x 720 and 30 frames/s",
         layout="SCENE/exr_layers/{image,depth,masks}/seq_000000/seq_000000_0000_{image.png,depth.exr,env.png,00_body.png}, "
         "SCENE/ground_truth/meta_exr_depth_csv/seq_000000_camera.csv",
