@@ -12,6 +12,7 @@ from annotate.datasets.omniworld import OmniWorld
 from annotate.datasets.panda70m import Panda70M
 from annotate.datasets.point_odyssey import PointOdyssey
 from annotate.datasets.realestate10k import RealEstate10K
+from annotate.datasets.simulated import Mujoco, MujocoRgb
 from annotate.datasets.sintel import Sintel
 from annotate.datasets.spatialvid import SpatialVID
 from annotate.datasets.spring import Spring
@@ -34,12 +35,16 @@ _ALL: tuple[Dataset | Footage, ...] = (
     TartanAirV2(),
     Kubric(),
     RealEstate10K(),
+    Mujoco(),
+    MujocoRgb(),
 )
 DATASETS: dict[str, Dataset | Footage] = {dataset.kind: dataset for dataset in _ALL}
 """By kind, with their defaults."""
 
 _ALSO = {"vkitti2": "virtual_kitti2", "movi": "kubric", "re10k": "realestate10k", "panda": "panda70m"}
 _KINDS = {kind.replace("_", ""): kind for kind in DATASETS} | _ALSO
+_MADE = {"mujoco", "mujoco_rgb"}
+"""What follows their name is no place but what to make."""
 _PREFIX = re.compile(r"^([A-Za-z][A-Za-z0-9_-]+):(?!//)(.*)$")
 
 
@@ -57,6 +62,11 @@ def split(source: str) -> tuple[str, str] | None:
     return kind, found[2]
 
 
+def is_made(kind: str) -> bool:
+    """True: its scenes lie nowhere, they are made."""
+    return kind in _MADE
+
+
 def scenes(kind: str, root: str) -> Iterator[str]:
     """Uris of the data set's scenes below a folder or bucket."""
     return DATASETS[kind].scenes(root)
@@ -68,7 +78,7 @@ def show() -> None:
         about = dataset.about
         print(f"{dataset.kind}: {about.title}")
         rows = {
-            "source": f"worldreel annotate {dataset.kind}:FOLDER OUT",
+            "source": f"worldreel annotate {dataset.kind}:{'COUNT' if is_made(dataset.kind) else 'FOLDER'} OUT",
             "get it": about.where,
             "licence": dataset.licence,
             "size": about.size,

@@ -54,13 +54,17 @@ def entries(source: str) -> Iterator[Entry]:
 def canonical(source: str) -> str:
     """SOURCE as the plan remembers it: from the root of the disk, a data set's name before it."""
     dataset = datasets.split(source)
-    return absolute(source) if dataset is None else f"{dataset[0]}:{absolute(dataset[1])}"
+    return absolute(source) if dataset is None else f"{dataset[0]}:{_place(*dataset)}"
+
+
+def _place(kind: str, root: str) -> str:
+    return root if datasets.is_made(kind) else absolute(root)
 
 
 def _scenes(source: str, kind: str, root: str) -> Iterator[Entry]:
     """One entry a scene."""
     licence = datasets.DATASETS[kind].licence
-    found = (Entry(uri=uri, licence=licence, dataset=kind) for uri in datasets.scenes(kind, absolute(root)))
+    found = (Entry(uri=uri, licence=licence, dataset=kind) for uri in datasets.scenes(kind, _place(kind, root)))
     first = next(found, None)
     if first is None:
         layout = datasets.DATASETS[kind].about.layout

@@ -39,7 +39,7 @@ def _recipe(kind: str) -> AnnotateRecipe:
 
 
 def test_every_data_set_has_a_miniature() -> None:
-    assert set(WRITERS) == set(DATASETS)
+    assert set(WRITERS) == {kind for kind in DATASETS if not datasets.is_made(kind)}
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -111,7 +111,7 @@ def test_the_list_tells_all_that_one_needs(capsys: pytest.CaptureFixture[str]) -
     datasets.show()
     said = capsys.readouterr().out
     for dataset in DATASETS.values():
-        assert f"worldreel annotate {dataset.kind}:FOLDER OUT" in said
+        assert f"worldreel annotate {dataset.kind}:" in said
         assert dataset.licence in said
         assert dataset.about.layout in said
 
