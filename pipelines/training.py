@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import yaml
 from jaxtyping import UInt8
 
 from pipelines import look
@@ -67,7 +66,7 @@ def _recipe(run: str) -> TrainRecipe:
     path = Path(run) / "recipe.yaml"
     if not path.exists():
         raise ValueError(f"{run}: holds no recipe.yaml, expected the folder of a `worldreel train` run")
-    return load(TrainRecipe, yaml.safe_load(path.read_text()))
+    return load(TrainRecipe, path)
 
 
 def _trained(run: str) -> Path:
