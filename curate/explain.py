@@ -47,7 +47,9 @@ def _checks_of(recipe: CurateRecipe, row: dict) -> Checks:
     from fnmatch import fnmatchcase
 
     for entry in recipe.per_source:
-        if fnmatchcase(row["dataset"], entry.dataset) and fnmatchcase(row["source"], entry.source):
+        if all(
+            fnmatchcase(row[name] or "", glob) for name, glob in (("dataset", entry.dataset), ("source", entry.source))
+        ):
             return checks_for(recipe.checks, entry)
     return recipe.checks
 

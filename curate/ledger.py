@@ -35,7 +35,7 @@ class Ledger:
             "phash": phash.fill_null(0).to_numpy().astype(np.uint64),
             "seen": phash.is_valid().to_numpy(zero_copy_only=False),
             "level": level[alive],
-            "dataset": self._codes(_one(table["dataset"].take(pa.array(alive)))),
+            "dataset": self._codes(table["dataset"].take(pa.array(alive))),
         }
         for name, values in found.items():
             self._columns.setdefault(name, []).append(values)
@@ -73,9 +73,11 @@ class Ledger:
         rows = np.flatnonzero(self._alike[at] == clip)
         return rows, self._alike_of.take(pa.array(at[rows])).to_pylist()
 
-    def factor(self, datasets: list[str]) -> Float32[np.ndarray, " N"]:
-        """What the mixture multiplies weights with."""
-        return np.array([self._factor.get(name, 1.0) for name in datasets], np.float32)
+    def factor(self, datasets: pa.ChunkedArray | pa.Array) -> Float32[np.ndarray, " N"]:
+        """What the mixture multiplies weights with; 1 for rows without a data set (clips that failed before it was known)."""
+        coded = _coded(datasets)
+        factors = [self._factor.get(name, 1.0) for name in coded.dictionary.to_pylist()]
+        return np.array(factors, np.float32)[coded.indices.to_numpy()] if factors else np.zeros(0, np.float32)
 
     def _find_alike(
         self, whole: dict[str, np.ndarray], kept: Bool[np.ndarray, " N"], knobs: Duplicates
@@ -92,10 +94,15 @@ class Ledger:
         found[rows[yields]] = True
         return found
 
-    def _codes(self, datasets: pa.Array) -> np.ndarray:
-        coded = datasets.fill_null("").dictionary_encode()
+    def _codes(self, datasets: pa.ChunkedArray) -> np.ndarray:
+        coded = _coded(datasets)
         codes = [self._datasets.setdefault(name, len(self._datasets)) for name in coded.dictionary.to_pylist()]
         return np.array(codes, np.int32)[coded.indices.to_numpy()] if codes else np.zeros(0, np.int32)
+
+
+def _coded(texts: pa.ChunkedArray | pa.Array) -> pa.DictionaryArray:
+    """Each text once, and which row has which; null is the empty text."""
+    return _one(texts).fill_null("").dictionary_encode()
 
 
 def _one(array: pa.ChunkedArray | pa.Array) -> pa.Array:

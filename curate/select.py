@@ -138,7 +138,7 @@ def _decide(clip: UInt64[np.ndarray, " N"], table: pa.Table, ledger: Ledger, rec
     weight = np.where(level > 0, np.float32(recipe.flagged_weight), np.float32(1)) * keep
     decided = {
         "keep": keep,
-        "weight": weight * ledger.factor(table["dataset"].to_pylist()),
+        "weight": weight * ledger.factor(table["dataset"]),
         "outcome": np.array(OUTCOMES)[level],
         "reasons": reasons,
         "split": _split(table["source_hash"].to_numpy(), recipe.splits),

@@ -107,7 +107,7 @@ def _not_scores(table: pa.Table, recipe: CurateRecipe) -> Iterator[Finding]:
     short = np.flatnonzero(annotated & (table["num_frames"].to_numpy() < recipe.min_frames))
     yield _fail("min_frames", short, [f"min_frames: shorter than {recipe.min_frames} frames"] * len(short))
     if recipe.mixture:
-        dataset = table["dataset"].to_numpy().astype(str)
+        dataset = table["dataset"].fill_null("").to_numpy().astype(str)
         strange = np.flatnonzero(annotated & ~np.isin(dataset, list(recipe.mixture)))
         yield _fail("mixture", strange, [f"mixture: names no share of {name}" for name in dataset[strange]])
     if recipe.licences.commercial_ok or recipe.licences.allowed is not None:
@@ -134,7 +134,7 @@ def _fail(gate: str, rows: Rows, reasons: list[str]) -> Finding:
 def _matches(table: pa.Table, name: str, glob: str) -> Bool[np.ndarray, " N"]:
     if glob == "*":
         return np.ones(len(table), bool)
-    return _true(pc.match_substring_regex(table[name], _anchored(glob)))  # pyright: ignore[reportAttributeAccessIssue]
+    return _true(pc.match_substring_regex(table[name].fill_null(""), _anchored(glob)))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _true(answers: pa.ChunkedArray) -> Bool[np.ndarray, " N"]:

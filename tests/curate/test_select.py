@@ -11,6 +11,7 @@ import pytest
 
 from curate import select, sorted_rows
 from curate.checks import Checks
+from curate.explain import explain
 from curate.recipe import CurateRecipe
 from shared import files, shards
 from shared.index import INDEX
@@ -75,6 +76,23 @@ def test_each_clip_has_its_reason(tmp_path: Path) -> None:
     assert summary.failed_only_by["rigid_flow.rigid_flow_px"] == 0
     assert found["good"]["shard"] == "shards/x-000000.tar"
     assert found["good"]["parts"][0]["name"] == "json"
+
+
+def test_rows_that_know_nothing_but_their_failure(tmp_path: Path) -> None:
+    """A video that cannot be opened has no data set, source, size or rate; mixture, per-source limits and `--explain` bear it."""
+    bare = [{"clip_id": f"f{i}", "status": "failed", "reason": "it is no video"} for i in range(5)]
+    out = write(tmp_path, [*bare, row("good")])
+    recipe = curate_recipe(
+        {"mixture": {"video": 1}, "per_source": [{"dataset": "v*", "source": "s3*", "set": {"focal.focal_drift.fail_above": 1}}]},
+        [],
+    )  # fmt: skip
+    summary = select.curate(out, recipe)
+    found = selected(out)
+    assert [name for name, r in found.items() if r["keep"]] == ["good"]
+    assert found["good"]["weight"] == 1
+    assert all(found[r["clip_id"]]["reasons"] == ["failed: it is no video"] for r in bare)
+    assert (summary.found, summary.kept, summary.kept_of) == (6, 1, {"video": 1})
+    assert "failed: it is no video" in explain(out, "f0", recipe)
 
 
 def test_keep_pass_drops_what_is_flagged(tmp_path: Path) -> None:
