@@ -51,10 +51,14 @@ def invert(target_from_source: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*b
 def pointmap(
     z: Float[Tensor, "T H W"], world_from_cam: Float[Tensor, "T 4 4"], intrinsics: Float[Tensor, "T 4"]
 ) -> Float[Tensor, "T H W 3"]:
-    """World-frame points of every pixel."""
+    """World-frame points of every pixel: z R K⁻¹ (u, v, 1) + t, where the ray is a part of its column and a part of its row."""
     uv = pixel_centers(z.shape[1], z.shape[2], like=z)
-    p_cam = unproject(uv, z, intrinsics[:, None, None])
-    return transform(world_from_cam[:, None, None], p_cam)
+    fx, fy, cx, cy = intrinsics[..., None].unbind(1)
+    x, y = (uv[0, :, 0] - cx) / fx, (uv[:, 0, 1] - cy) / fy
+    rotation, translation = world_from_cam[:, :3, :3, None], world_from_cam[:, :3, 3, None, None]
+    column, row = rotation[:, :, 0] * x[:, None], rotation[:, :, 1] * y[:, None] + rotation[:, :, 2]
+    axes = [(column[:, i, None] + row[:, i, :, None]) * z + translation[:, i] for i in range(3)]
+    return torch.stack(axes, dim=-1)
 
 
 def rigid_flow(

@@ -29,8 +29,8 @@ class Depth:
         _finite("depth", self.z)
         if self.valid.shape != self.z.shape:
             raise ValueError(f"depth from {self.source}: valid is {self.valid.shape}, z is {self.z.shape}")
-        if (bad := self.z[self.valid]).size and bad.min() <= 0:
-            raise ValueError(f"depth from {self.source} is {bad.min():g} at a valid pixel, expected above 0")
+        if (bad := self.valid & (self.z <= 0)).any():
+            raise ValueError(f"depth from {self.source} is {self.z[bad].min():g} at a valid pixel, expected above 0")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -157,12 +157,14 @@ class _Crop:
 
     def rgb(self, rgb: np.ndarray) -> Float32[Tensor, "T H W 3"]:
         """-1..1; an image that has the size already is not resampled."""
-        image = torch.tensor(rgb).permute(0, 3, 1, 2).float()
-        if self.resized != self.source:
-            image = F.interpolate(image, self.resized, mode="bilinear", antialias=True, align_corners=False)
         ox, oy = self.offset_uv
-        image = image[:, :, oy : oy + self.height, ox : ox + self.width]
-        return (image.permute(0, 2, 3, 1) / 127.5 - 1).clamp(-1, 1).contiguous()
+        if self.resized == self.source:
+            image = torch.from_numpy(rgb[:, oy : oy + self.height, ox : ox + self.width].astype(np.float32))
+        else:
+            image = torch.tensor(rgb).permute(0, 3, 1, 2).float()
+            image = F.interpolate(image, self.resized, mode="bilinear", antialias=True, align_corners=False)
+            image = image[:, :, oy : oy + self.height, ox : ox + self.width].permute(0, 2, 3, 1).contiguous()
+        return image.div_(127.5).sub_(1).clamp_(-1, 1)
 
 
 def from_clip(clip: AnnotatedClip, frames: int, height: int, width: int, *, start: int = 0) -> Sample:
@@ -192,11 +194,11 @@ def from_clip(clip: AnnotatedClip, frames: int, height: int, width: int, *, star
         key_flow_valid=key_flow_valid,
         key_depth=key_depth / scale,
         key_valid=key_valid,
-        points=points / scale,
+        points=_over(points, scale),
         world_from_cam=_scaled(world_from_cam, scale),
         intrinsics=intrinsics.float(),
         dynamic=dynamic,
-        scene_flow=scene_flow / scale,
+        scene_flow=_over(scene_flow, scale),
         scene_flow_valid=scene_flow_valid & has_cameras,
         scale=scale,
         weight=torch.ones(()),
@@ -282,22 +284,35 @@ def _points(
 ) -> tuple[Float32[Tensor, "K H W 3"], Bool[Tensor, "K H W"]]:
     valid = torch.from_numpy(crop.nearest(depth_valid[keys]))
     if clip.cameras is None or (clip.depth is None and clip.points is None):
-        return torch.zeros((*valid.shape, 3)), valid
+        return _nothing(*valid.shape, 3), valid
     if clip.points is not None:
         valid = valid & torch.from_numpy(crop.nearest(clip.points.valid[keys]))
         p_cam = torch.from_numpy(crop.nearest(clip.points.p_cam[keys])).double()
-        points = camera.transform(world_from_cam[:, None, None], p_cam)
+        points = camera.transform(world_from_cam[:, None, None], p_cam).float()
     else:
         assert clip.depth is not None
-        z = torch.from_numpy(crop.nearest(clip.depth.z[keys])).double()
-        points = camera.pointmap(z, world_from_cam, intrinsics)
-    return torch.where(valid[..., None], points, 0).float(), valid
+        points = torch.empty((*valid.shape, 3))
+        for k, z in enumerate(torch.from_numpy(crop.nearest(clip.depth.z[keys]))):  # one by one: they fit a cache
+            points[k] = camera.pointmap(z[None].double(), world_from_cam[k, None], intrinsics[k, None])[0]
+    return points.masked_fill_(~valid[..., None], 0), valid
 
 
 def _scale(points: Tensor, valid: Bool[Tensor, "K H W"]) -> Float32[Tensor, ""]:
-    if not valid.any():
+    """The mean length of valid points; summed in float64, without picking them out, which would copy them."""
+    count = int(valid.count_nonzero())
+    if not count:
         return torch.ones(())
-    return points[valid].double().norm(dim=-1).mean().float()
+    squares = sum((axis * axis for axis in points.unbind(-1)), torch.zeros(()))
+    return (squares.sqrt_().masked_fill_(~valid, 0).sum(dtype=torch.float64) / count).float()
+
+
+def _nothing(*shape: int) -> Float32[Tensor, "..."]:
+    """Zeros that take no memory, nor time on the way from one process to another."""
+    return torch.zeros(()).expand(shape)
+
+
+def _over(values: Float32[Tensor, "*shape"], scale: Float32[Tensor, ""]) -> Float32[Tensor, "*shape"]:
+    return values / scale if any(values.stride()) else values  # nothing stays nothing
 
 
 def _scaled(world_from_cam: Float[Tensor, "K 4 4"], scale: Float32[Tensor, ""]) -> Float32[Tensor, "K 4 4"]:
@@ -307,16 +322,16 @@ def _scaled(world_from_cam: Float[Tensor, "K 4 4"], scale: Float32[Tensor, ""]) 
 
 
 def _flow(flow: Flow | None, crop: _Crop, pairs: slice, shape: tuple[int, int, int]) -> Float32[Tensor, "P H W 2"]:
-    return torch.zeros((*shape, 2)) if flow is None else torch.from_numpy(crop.flow(flow.forward[pairs]))
+    return _nothing(*shape, 2) if flow is None else torch.from_numpy(crop.flow(flow.forward[pairs]))
 
 
 def _key_flow(
     flow: Flow | None, crop: _Crop, keys: slice, shape: tuple[int, int, int]
 ) -> tuple[Float32[Tensor, "Q H W 2"], Bool[Tensor, "Q H W"]]:
     pairs = _key_pairs(keys)
-    empty = torch.zeros((pairs.stop - pairs.start, crop.height, crop.width))
     if flow is None:
-        return empty[..., None].repeat(1, 1, 1, 2), empty.bool()
+        empty = _nothing(pairs.stop - pairs.start, crop.height, crop.width, 2)
+        return empty, torch.zeros((), dtype=torch.bool).expand(empty.shape[:-1])
     from shared import warp  # the one home of the forward-backward test
 
     ok = warp.cycle_ok(torch.tensor(flow.forward[pairs]), torch.tensor(flow.backward[pairs]))
@@ -329,15 +344,16 @@ def _motion(
     pairs = _key_pairs(keys)
     num = pairs.stop - pairs.start + 1
     dynamic = torch.zeros((num, crop.height, crop.width), dtype=torch.bool)
-    scene_flow, valid = torch.zeros((*dynamic.shape, 3)), torch.zeros_like(dynamic)
+    scene_flow, valid = _nothing(*dynamic.shape, 3), torch.zeros_like(dynamic)
     if motion is None:
         return dynamic, scene_flow, valid
     dynamic = torch.from_numpy(crop.nearest(motion.dynamic[keys]))
     if motion.key_scene_flow is not None and motion.key_scene_flow_valid is not None:
-        in_world = torch.from_numpy(crop.nearest(motion.key_scene_flow[pairs])).double()
-        rotated = in_world @ first_from_world[:3, :3].transpose(0, 1)
+        scene_flow = torch.zeros((*dynamic.shape, 3))
         valid[:-1] = torch.from_numpy(crop.nearest(motion.key_scene_flow_valid[pairs]))
-        scene_flow[:-1] = torch.where(valid[:-1, ..., None], rotated, 0).float()
+        rotation = first_from_world[:3, :3].float().transpose(0, 1)
+        torch.matmul(torch.from_numpy(crop.nearest(motion.key_scene_flow[pairs])), rotation, out=scene_flow[:-1])
+        scene_flow.masked_fill_(~valid[..., None], 0)
     return dynamic, scene_flow, valid
 
 
