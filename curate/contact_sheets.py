@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import pyarrow as pa
-import torch
 from jaxtyping import UInt8
 
 from curate import verdicts
@@ -13,7 +12,7 @@ from curate.check import limits
 from curate.recipe import CurateRecipe
 from curate.summary import Summary
 from curate.verdicts import FAIL
-from shared import camera, files, pictures, shards
+from shared import files, pictures, shards, trust
 from shared.clip import AnnotatedClip
 
 PANEL_HEIGHT = 110
@@ -86,24 +85,18 @@ def panels(clip: AnnotatedClip) -> UInt8[np.ndarray, "h w 3"]:
     shown.append(pictures.depth(clip.depth.z, clip.depth.valid)[t] if clip.depth else blank)
     shown.append(pictures.flow(clip.flow.forward[t : t + 1])[0] if clip.flow and len(clip.flow.forward) else blank)
     shown.append(pictures.marked(clip.rgb[t : t + 1], clip.motion.dynamic[t : t + 1])[0] if clip.motion else blank)
-    shown.append(_residual(clip, t) if clip.depth and clip.cameras and clip.flow and clip.shape[0] > 1 else blank)
+    shown.append(_residual(clip, t))
     width = round(clip.shape[2] * PANEL_HEIGHT / clip.shape[1])
     return np.concatenate([cv2.resize(p, (width, PANEL_HEIGHT), interpolation=cv2.INTER_AREA) for p in shown], axis=1)
 
 
 def _residual(clip: AnnotatedClip, t: int) -> UInt8[np.ndarray, "H W 3"]:
-    """|F - F_rigid|, red at `RESIDUAL_PX`."""
-    assert clip.depth is not None
-    assert clip.cameras is not None
-    assert clip.flow is not None
-    poses, intrinsics = torch.tensor(clip.cameras.world_from_cam), torch.tensor(clip.cameras.intrinsics)
-    next_from_this = camera.invert(poses[t + 1 : t + 2]) @ poses[t : t + 1]
-    z = torch.tensor(clip.depth.z[t : t + 1]).double()
-    rigid, z_next = camera.rigid_flow(z, next_from_this, intrinsics[t : t + 1], intrinsics[t + 1 : t + 2])
-    known = torch.tensor(clip.depth.valid[t : t + 1]) & (z_next > 0)
-    error = (torch.tensor(clip.flow.forward[t : t + 1]) - rigid).norm(dim=-1) * 720 / clip.shape[2]
-    value = torch.where(known, error, 0).float().numpy()
-    return pictures.heat(value, RESIDUAL_PX, known.numpy())[0]
+    """|F - F_rigid| to the next frame, red at `RESIDUAL_PX`; gray where it cannot be had."""
+    found = trust.residual_px(clip, slice(t, t + 1))
+    if found is None or not len(found[0]):
+        return np.broadcast_to(pictures.UNKNOWN, (*clip.shape[1:], 3)).astype(np.uint8)
+    error, known = found
+    return pictures.heat(error, RESIDUAL_PX, known)[0]
 
 
 def _jpeg(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:

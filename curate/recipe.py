@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from curate.checks import Checks
 from shared.knobs import Knobs, load
+from shared.trust import PixelGates
 
 
 class PerSource(Knobs):
@@ -72,6 +73,8 @@ class CurateRecipe(Knobs):
     min_frames: Annotated[int, Field(ge=1)] = 1
     licences: Licences = Licences()
     duplicates: Duplicates | None = Duplicates()
+    pixels: PixelGates = PixelGates()
+    """Gates that the trainer puts on the pixels of what is kept; see `shared.trust`."""
     mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Share of each data set among what is drawn; data sets that are not named are left out. Empty: every clip alike."""
     splits: Splits = Splits()

@@ -33,8 +33,10 @@ BATCH = 50_000
 _CARRIED = [name for name in SELECTION.names if name not in ("keep", "weight", "outcome", "reasons", "split", "shard")]
 
 
-def curate(out_uri: str, recipe: CurateRecipe, dry_run: bool = False) -> Summary:
-    """Write OUT/selection.parquet and its recipe; returns what it came to. `dry_run` writes nothing.
+def curate(out_uri: str, recipe: CurateRecipe, dry_run: bool = False, to: str | None = None) -> Summary:
+    """Write OUT/selection.parquet and its recipe, or write them into the folder `to`; returns what it came to.
+
+    `dry_run` writes nothing.
 
     Raises ValueError if there is no annotated clip, or a data set of the mixture has no clip that is kept.
     """
@@ -50,13 +52,14 @@ def curate(out_uri: str, recipe: CurateRecipe, dry_run: bool = False) -> Summary
             raise ValueError(f"{out_uri}: no annotated clip among {summary.found}: run `worldreel annotate` first")
         ledger.decide(recipe)
         summary.failed_by.update({"duplicates": ledger.num_alike} if ledger.num_alike else {})
-        before = _Before(out_uri)
+        target = to or out_uri
+        before = _Before(target)
         write = partial(_write, rows, ledger, recipe, summary, before)
         if dry_run:
             write(None)
         else:
-            files.write_whole(files.join(out_uri, "selection.parquet"), write)
-            files.write_whole(files.join(out_uri, "selection.yaml"), dump(recipe).encode())
+            files.write_whole(files.join(target, "selection.parquet"), write)
+            files.write_whole(files.join(target, "selection.yaml"), dump(recipe).encode())
     summary.sample = sample.rows
     return summary
 
@@ -112,7 +115,8 @@ def _write(
     from pyarrow import parquet
 
     evaluation = Evaluation(recipe.evaluation_clips)
-    with parquet.ParquetWriter(file or io.BytesIO(), SELECTION, compression="zstd") as writer:
+    schema = SELECTION.with_metadata(recipe.pixels.metadata())
+    with parquet.ParquetWriter(file or io.BytesIO(), schema, compression="zstd") as writer:
         for clip, table in rows.parts():
             for begin in range(0, len(table), BATCH):
                 hashes = clip[begin : begin + BATCH]
@@ -120,7 +124,7 @@ def _write(
                 summary.count_kept(decided, *before.compare(hashes, decided["keep"].to_numpy()))
                 evaluation.add(decided)
                 if file is not None:
-                    writer.write_table(decided.select(SELECTION.names).cast(SELECTION))
+                    writer.write_table(decided.select(SELECTION.names).cast(schema))
     summary.evaluation = evaluation.sets()
 
 

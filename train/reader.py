@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from shared import shards
+from shared import shards, trust
 from shared.clip import KEY_STRIDE
 from train import foreign
 from train.noise import generator
@@ -140,7 +140,7 @@ class Samples(Dataset):
         self.first_step, self.micro_batch, self.rank, self.world = first_step, micro_batch, rank, world
         self.per_step = stream.batch // world // micro_batch
         self.length = (last_step - first_step) * self.per_step
-        self._fetcher = Fetcher(root, parts, knobs)
+        self._fetcher = Fetcher(root, {*parts, *stream.gates.parts}, knobs)
         self._pool: ThreadPoolExecutor | None = None
         self._under_way: dict[int, list[Future[Members | Exception]]] = {}
 
@@ -171,13 +171,13 @@ class Samples(Dataset):
 
 def read(stream: Stream, root: str, parts: Collection[str], knobs: Reading, positions: Collection[int]) -> Loaded:
     """The samples at these positions, now."""
-    fetcher = Fetcher(root, parts, knobs)
+    fetcher = Fetcher(root, {*parts, *stream.gates.parts}, knobs)
     draws = [stream[position] for position in positions]
     return _load(stream, draws, [fetcher(stream.row(draw)) for draw in draws])
 
 
 def _load(stream: Stream, draws: list[Draw], members: list[Members | Exception]) -> Loaded:
-    made = [_sample(stream.seed, draw, found) for draw, found in zip(draws, members, strict=True)]
+    made = [_sample(stream, draw, found) for draw, found in zip(draws, members, strict=True)]
     return Loaded(
         batch=collate([sample for sample, _ in made]),
         positions=tuple(draw.position for draw in draws),
@@ -185,14 +185,15 @@ def _load(stream: Stream, draws: list[Draw], members: list[Members | Exception])
     )
 
 
-def _sample(seed: int, draw: Draw, members: Members | Exception) -> tuple[Sample, Failure | None]:
+def _sample(stream: Stream, draw: Draw, members: Members | Exception) -> tuple[Sample, Failure | None]:
     """The sample, or a placeholder of weight 0 at the same position: skipping it would shift all that follow."""
     size = (draw.size.frames, draw.size.height, draw.size.width)
     try:
         if isinstance(members, Exception):
             raise members
         clip = foreign.decode(draw.clip_id, members) if draw.foreign else shards.decode(draw.clip_id, members)
-        return from_clip(clip, *size, start=_start(seed, draw, len(clip.rgb))), None
+        clip = trust.narrowed(clip, stream.gates)
+        return from_clip(clip, *size, start=_start(stream.seed, draw, len(clip.rgb))), None
     except CORRUPT as error:
         failure = Failure(position=draw.position, clip_id=draw.clip_id, reason=str(error))
         return placeholder(*size, id=draw.clip_id, reason=failure.reason), failure

@@ -21,6 +21,7 @@ from jaxtyping import Float64, Int64
 
 from shared import files
 from shared.index import SELECTION
+from shared.trust import PixelGates
 from train.foreign import WORK_KEY
 from train.mixture import Shares, key, permute, shares
 from train.size import Size
@@ -65,6 +66,7 @@ class Stream:
         splits: Sequence[Split] = ("train",),
     ) -> None:
         self.table = _kept(selection, splits)
+        self.gates = PixelGates.of(self.table.schema.metadata)
         self.seed, self.batch = seed, batch
         sizes = _own_sizes(self.table) if sizes is None else sizes
         self._sizes = {str(size): size for size in sizes}
@@ -78,8 +80,8 @@ class Stream:
 
     @property
     def hash(self) -> str:
-        """Stands for the clips, their weights and their labels, whatever the order of the rows."""
-        digest = hashlib.blake2b(digest_size=16)
+        """Stands for the clips, their weights, their labels and the gates on them, whatever the order of the rows."""
+        digest = hashlib.blake2b(repr(self.gates).encode() if self.gates.parts else b"", digest_size=16)
         columns = ["clip_id", "dataset", "weight", "num_frames", "height", "width", "work_key", "shard"]
         for batch in self.table.select(columns).to_batches(max_chunksize=4096):
             for row in zip(*(column.to_pylist() for column in batch.columns)):
@@ -141,7 +143,7 @@ def read_selection(root: str | Path) -> pa.Table:
         table = pq.read_table(file)
     if missing := set(SELECTION.names) - set(table.column_names):
         raise ValueError(f"{path}: no column {', '.join(sorted(missing))}, expected a selection written by curate")
-    return table.select(SELECTION.names).cast(SELECTION)
+    return table.select(SELECTION.names).cast(SELECTION.with_metadata(table.schema.metadata))
 
 
 def _kept(selection: str | Path | pa.Table, splits: Sequence[Split]) -> pa.Table:

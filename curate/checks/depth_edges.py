@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from curate.check import Limit
+from shared import trust
 from shared.knobs import Knobs
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
 REACH_PX = 24
 """How far from a step a pixel is near it, at 720 wide."""
-STEP = 1.15
-"""Ratio of depths that is a step."""
 OFF_PX, OFF_RATIO = 4.0, 0.1
 """A pixel is wrong if its depth does not explain its flow, or is another one four frames later."""
 
@@ -45,15 +44,6 @@ class DepthEdges(Knobs):
 
 def near_step(view: "View", frames: range) -> "Tensor":
     """P N: True within `REACH_PX` of a depth step."""
-    import cv2
-
     assert view.depth is not None
     reach = max(1, round(REACH_PX / view.to_reference))
-    around, close = np.ones((3, 3), np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
-    marked = []
-    for t in frames:
-        z, valid = view.depth[0][t], view.depth[1][t]
-        farthest = cv2.dilate(np.where(valid, z, 0), around)
-        nearest = cv2.erode(np.where(valid, z, np.float32(np.inf)), around)
-        marked.append(cv2.dilate((farthest / STEP > nearest).astype(np.uint8), close) > 0)
-    return view.grid(np.stack(marked))
+    return view.grid(np.stack([trust.near_step(view.depth[0][t], view.depth[1][t], reach) for t in frames]))

@@ -16,6 +16,7 @@ from curate.recipe import CurateRecipe
 from shared import files, shards
 from shared.index import INDEX
 from shared.knobs import load
+from shared.trust import PixelGates
 
 curate_recipe = partial(load, CurateRecipe)
 ALL = CurateRecipe(evaluation_clips=10)
@@ -290,3 +291,12 @@ def test_index_columns_that_selections_need_exist() -> None:
     carried = set(select.SELECTION.names) - {"keep", "weight", "outcome", "reasons", "split"}
     assert carried <= set(INDEX.names)
     assert pa.types.is_int64(INDEX.field("phash").type)
+
+
+def test_gates_on_pixels_are_numbers_in_the_selection(tmp_path: Path) -> None:
+    out = write(tmp_path, [row("a")])
+    select.curate(out, curate_recipe(ALL, ["pixels.edge_px=6", "pixels.uncertainty=1.5"]))
+    found = select.read_selection(out)
+    assert found is not None
+    assert PixelGates.of(found.schema.metadata) == PixelGates(edge_px=6, uncertainty=1.5)
+    assert found.schema.remove_metadata().equals(select.SELECTION)
