@@ -62,7 +62,10 @@ class View:
     def grid(self, field: np.ndarray) -> Tensor:
         """T N ...: the grid's pixels of an array of images."""
         taken = field[:, self._sparse, self._sparse]
-        return torch.tensor(taken.reshape(len(taken), -1, *field.shape[3:]))
+        points = math.prod(
+            taken.shape[1:3]
+        )  # in words, not as -1: four frames or fewer have not one pair of key frames
+        return torch.tensor(taken.reshape(len(taken), points, *field.shape[3:]))
 
     @cached_property
     def world_from_cam(self) -> Float64[Tensor, "T 4 4"] | None:

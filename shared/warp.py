@@ -3,6 +3,7 @@
 Convention: pixels have their corner origin, so pixel (i, j) is sampled exactly at (i + 0.5, j + 0.5).
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -28,7 +29,8 @@ def sample(
     height, width, channels = image.shape[-3:]
     if uv.shape[: len(batch)] != batch:
         raise ValueError(f"positions are {tuple(uv.shape)}, expected one set for each of the {tuple(batch)} images")
-    grid = uv.to(image.dtype).reshape(batch.numel(), 1, -1, 2)
+    points = math.prod(uv.shape[len(batch) : -1])  # not -1: there may be no image at all
+    grid = uv.to(image.dtype).reshape(batch.numel(), 1, points, 2)
     grid = 2 * grid / torch.tensor((width, height), dtype=grid.dtype, device=grid.device) - 1
     flat = image.reshape(batch.numel(), height, width, channels).permute(0, 3, 1, 2)
     padding = "border" if border == "edge" else "zeros"

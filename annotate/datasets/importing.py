@@ -245,7 +245,7 @@ def _with_motion(clip: AnnotatedClip, taken: Taken, scene: Scene, source: str) -
     steps, keys = clip.shape[0] - 1, (clip.shape[0] - 1) // KEY_STRIDE
     fields, key_fields = taken.scene_flow[:steps], taken.key_scene_flow
     if seen is not None and clip.depth is not None:
-        fields, key_fields = movers.sparse(clip, seen, 1), movers.sparse(clip, seen, KEY_STRIDE)
+        fields, key_fields = (movers.sparse(clip, seen, instances, stride) for stride in (1, KEY_STRIDE))
     turn = first[:3, :3].T
     still = scene.facts.static
     scene_flow, valid = _canonical(fields, dynamic[:steps], turn, clip, 1, still=still)

@@ -111,20 +111,33 @@ def _by_tracks(instances: Int32[np.ndarray, "T H W"], seen: Seen) -> dict[int, b
     return told
 
 
-def sparse(clip: AnnotatedClip, seen: Seen, stride: int) -> list[Field]:
-    """Scene flow at pixels that visible tracks lie on, from frame 0, stride, ... to the next, where depth agrees with them."""
+def sparse(clip: AnnotatedClip, seen: Seen, instances: Int32[np.ndarray, "T H W"] | None, stride: int) -> list[Field]:
+    """Scene flow at pixels that visible tracks lie on, from frame 0, stride, ... to the next, where depth agrees with them.
+
+    Not at silhouettes: the track that falls into a pixel there may be of the surface beside the one that its centre shows.
+    """
     assert clip.depth is not None
     row, column = seen.pixels
+    inner = None if instances is None else np.stack([_inner(ids) for ids in instances])
     fields = []
     for a in range(0, clip.shape[0] - stride, stride):
         z = clip.depth.z[a][row[a], column[a]]
         good = seen.inside[a] & seen.tracks.valid[a + stride] & (np.abs(z - seen.places[a, :, 2]) < AGREEMENT * z)
+        good &= True if inner is None else inner[a][row[a], column[a]]
         values = np.zeros((*clip.shape[1:], 3), np.float32)
         valid = np.zeros(clip.shape[1:], bool)
         values[row[a][good], column[a][good]] = (seen.tracks.p_world[a + stride] - seen.tracks.p_world[a])[good]
         valid[row[a][good], column[a][good]] = True
         fields.append(Field(values=values, valid=valid))
     return fields
+
+
+def _inner(ids: Int32[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """True where the eight pixels around show the same instance."""
+    import cv2
+
+    box, image = np.ones((3, 3), np.uint8), ids.astype(np.float32)
+    return cv2.erode(image, box) == cv2.dilate(image, box)
 
 
 def travelled(tracks: Tracks) -> Float64[np.ndarray, " N"]:

@@ -37,8 +37,9 @@ class Spring(Knobs):
     """Nobody tells; None takes every frame, at the recipe's rate."""
     max_range_m: Annotated[float, Knob(gt=0)] = 1000.0
     """Depth beyond is not valid."""
-    disparity_step_px: Annotated[float, Knob(gt=0)] = 0.01
-    """How exact disparity is: what moves by less than three times the error that follows from it stands still."""
+    disparity_step_px: Annotated[float, Knob(ge=0)] = 0.0
+    """How far disparity may be off beyond the rounding of its stored numbers: what moves by less than three times the error that
+    follows from both stands still."""
     exclude: tuple[Exclusion, ...] = ()
 
     def scenes(self, root: str) -> Iterator[str]:
@@ -81,6 +82,7 @@ class _Scene(Scene):
         )
 
     def _z(self, disparity: np.ndarray, focal: float) -> Float32[np.ndarray, "H W"]:
+        disparity = disparity.astype(np.float64)
         known = np.isfinite(disparity) & (disparity > 0)
         z = focal * BASELINE_M / np.where(known, disparity, 1)
         return np.where(known & (z < self._knobs.max_range_m), z, 0).astype(np.float32)
@@ -102,23 +104,30 @@ class _Scene(Scene):
         assert frame.intrinsics is not None
         assert frame.world_from_cam is not None
         k = self._k[end - 1]
-        z_there = self._z(hdf5(self._uri(kind, start), "disparity"), k[0])
+        disparity = hdf5(self._uri(kind, start), "disparity")
+        z_there = self._z(disparity, k[0])
         p_there = (
             poses.lifted(np.ones_like(z_there), k) + flow.values @ np.diag([1, 1, 0])[:2] / (*k[:2], 1)
         ) * z_there[..., None]
         here = poses.moved(frame.world_from_cam, poses.lifted(frame.z, frame.intrinsics))
         vectors = poses.moved(self._world_from_cam[end - 1], p_there) - here
         valid = flow.valid & (z_there > 0) & (frame.z > 0)
-        error = 3 * np.maximum(frame.z, z_there) ** 2 / (k[0] * BASELINE_M) * self._knobs.disparity_step_px
-        moves = np.linalg.norm(vectors, axis=-1) > error
+        z = np.maximum(frame.z, z_there).astype(np.float64)
+        error_z = z * _rounding(disparity) + z**2 / (k[0] * BASELINE_M) * self._knobs.disparity_step_px
+        moves = np.linalg.norm(vectors, axis=-1) > 3 * error_z
         return Field(values=np.where((valid & moves)[..., None], vectors, 0).astype(np.float32), valid=valid)
 
 
 def hdf5(uri: str, key: str) -> np.ndarray:
-    """Every second row and column of an array: the file is drawn at twice the pictures' size. 16-bit floats stay what they are."""
+    """Every second row and column of an array, as it is stored: the file is drawn at twice the pictures' size."""
     try:
         import h5py
     except ImportError:
         raise ValueError(f"{uri}: reading HDF5 asks for h5py: pip install 'worldreel[hdf5]'") from None
     with reading.plainly(uri, f"an HDF5 file with {key}"), h5py.File(io.BytesIO(files.read_bytes(uri)), "r") as file:
-        return np.asarray(file[key])[::2, ::2].astype(np.float64)
+        return np.asarray(file[key])[::2, ::2]
+
+
+def _rounding(stored: np.ndarray) -> float:
+    """Largest relative error of a number in this format."""
+    return float(np.finfo(stored.dtype).eps) / 2 if np.issubdtype(stored.dtype, np.floating) else 0.0

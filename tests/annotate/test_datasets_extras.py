@@ -62,7 +62,7 @@ def test_spring(tmp_path: Path) -> None:
 
 def test_springs_scene_flow_follows_from_flow_and_two_disparities(tmp_path: Path) -> None:
     true = extras.spring(tmp_path)
-    clip = imported.clip(Spring(disparity_step_px=1e-4), tmp_path, 8.0)
+    clip = imported.clip(Spring(), tmp_path, 8.0)
     np.testing.assert_array_equal(clip.motion.dynamic[:-1], true.clip.motion.dynamic[:-1])
     assert clip.motion.scene_flow_valid[true.clip.motion.dynamic[:-1]].mean() > 0.99
     assert imported.scene_flow_error_mm(clip, true) < 0.05
