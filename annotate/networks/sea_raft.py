@@ -225,7 +225,6 @@ def _taps(volume: Tensor, x: Float[Tensor, "B R"], y: Float[Tensor, "B R"]) -> F
     All taps of a query have one fraction, so 10x10 cells are fetched once and mixed along x, then along y.
     """
     height, width = volume.shape[2:]
-    height, width = volume.shape[2:]
     offsets = torch.arange(-RADIUS, RADIUS + 2, device=x.device)
     # beyond this all cells are outside: a wild flow must not overflow the integers
     left = x.floor().clamp(-2 * RADIUS, width + 2 * RADIUS)
@@ -261,10 +260,8 @@ class Encoder(nn.Module):
         self.final_conv = nn.Conv2d(256, 256, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.after_stem(self.bn1(self.conv1(image)))
-
-    def after_stem(self, stem: Tensor) -> Tensor:
-        return self.final_conv(self.layer3(self.layer2(self.layer1(F.relu(stem, inplace=True)))))
+        stem = F.relu(self.bn1(self.conv1(image)), inplace=True)
+        return self.final_conv(self.layer3(self.layer2(self.layer1(stem))))
 
 
 class ResidualBlock(nn.Module):

@@ -1,7 +1,8 @@
 """SEA-RAFT on many pairs of one clip: the pairwise network's numbers, with the work that pairs share done once.
 
-Shared: the features of a frame, by all pairs it is in; the correlation of a pair, by its two directions; and the linear layers of
-the update that can be multiplied out beforehand. The context network sees an ordered pair, so it runs for each.
+Shared: the features of a frame, by all pairs it is in; the correlation of a pair, by its two directions; and the linear layers
+that can be multiplied out beforehand. The context network sees an ordered pair, so it runs for each, but its first convolution is a
+sum of what it says of either image, which is known once per frame and side.
 """
 
 import copy
@@ -14,8 +15,18 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Num
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
-from annotate.networks.sea_raft import Cells, Correlation, Refine, SeaRAFT, last, volume_mib
+from annotate.networks.sea_raft import (
+    Cells,
+    Correlation,
+    Encoder,
+    Refine,
+    ResidualBlock,
+    SeaRAFT,
+    last,
+    volume_mib,
+)
 
 Pair = tuple[int, int]
 
@@ -33,9 +44,10 @@ class VideoFlow:
         compiled: bool = False,
     ) -> None:
         """`dtype` bfloat16 runs the convolutions in it; correlation, coordinates and up-sampling stay in float32."""
-        self.net = _folded(net)
+        self.net, self.stem = _folded(net)
         self.pairs_at_once, self.dtype = pairs_at_once, dtype
         if channels_last:
+            self.stem.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if compiled:
             for part in (self.net.fnet, self.net.cnet, self.net.update_block):
@@ -50,8 +62,8 @@ class VideoFlow:
         for at, (first, second) in enumerate(pairs.tolist()):
             places.setdefault((first, second), []).append(at)
         size = (frames.shape[-2], frames.shape[-1])
-        for group, images, features in self._with_features(frames, _groups(places, self._at_once(*size))):
-            for some, cells in self._predicted(group, images, features):
+        for group, stems, features in self._with_features(frames, _groups(places, self._at_once(*size))):
+            for some, cells in self._predicted(group, stems, features):
                 with self._precision(cells[0]):
                     full = self.net.upsample(*cells)
                 flow, info = self.net.finish(*full, size, self.net.scale)
@@ -67,24 +79,23 @@ class VideoFlow:
     def _with_features(
         self, frames: Tensor, groups: list["_Group"]
     ) -> Iterator[tuple["_Group", dict[int, Tensor], dict[int, Tensor]]]:
-        """Each group with the prepared images and features of its frames, kept only as long as a group needs them."""
+        """Each group with the stems and features of its frames, kept only as long as a group needs them."""
         last_group = {frame: at for at, group in enumerate(groups) for pair in group.there for frame in pair}
-        images: dict[int, Tensor] = {}
+        stems: dict[int, Tensor] = {}
         features: dict[int, Tensor] = {}
         for at, group in enumerate(groups):
-            new = sorted({frame for pair in group.there for frame in pair} - images.keys())
+            new = sorted({frame for pair in group.there for frame in pair} - stems.keys())
             if new:
                 prepared = self.net.prepare(frames[new].to(self.net.init_conv.weight.device), self.net.scale)
                 with self._precision(prepared):
-                    encoded = self.net.fnet(prepared).float()
-                features.update(zip(new, encoded.split(1)))
-                images.update(zip(new, prepared.split(1)))
-            yield group, images, features
-            for frame in [f for f in images if last_group[f] == at]:
-                del images[frame], features[frame]
+                    features.update(zip(new, self.net.fnet(prepared).float().split(1)))
+                    stems.update(zip(new, self.stem(prepared).split(1)))
+            yield group, stems, features
+            for frame in [f for f in stems if last_group[f] == at]:
+                del stems[frame], features[frame]
 
     def _predicted(
-        self, group: "_Group", images: dict[int, Tensor], features: dict[int, Tensor]
+        self, group: "_Group", stems: dict[int, Tensor], features: dict[int, Tensor]
     ) -> Iterator[tuple[list[Pair], Cells]]:
         """The last prediction of the pairs that lead one way, then of those that lead back, with their correlation transposed."""
         finest = None
@@ -93,9 +104,9 @@ class VideoFlow:
                 continue
             first, second = (torch.cat([features[pair[side]] for pair in pairs]) for side in (0, 1))
             correlation = Correlation(first, second, self.net.max_volume_mib // 2, finest)
-            both = torch.cat([torch.cat((images[i], images[j]), dim=1) for i, j in pairs])
-            with self._precision(both):
-                cells = last(self.net.refinements(self.net.cnet(both), correlation))
+            stem = torch.cat([stems[i][:, :64] + stems[j][:, 64:] for i, j in pairs])
+            with self._precision(stem):
+                cells = last(self.net.refinements(self.net.cnet(stem), correlation))
             finest = correlation.finest
             finest = None if finest is None else finest[: len(group.back)].mT.contiguous()
             yield pairs, cells
@@ -133,11 +144,43 @@ def _groups(pairs: Collection[Pair], pairs_at_once: int) -> list[_Group]:
     return groups
 
 
-def _folded(net: SeaRAFT) -> SeaRAFT:
+def _folded(net: SeaRAFT) -> tuple[SeaRAFT, nn.Conv2d]:
+    """(The network without what can be multiplied into its neighbours; the first convolution of what was its `cnet`.)"""
     net = copy.deepcopy(net).eval().requires_grad_(False)
+    for encoder in (net.cnet, net.fnet):
+        _fold_norms(encoder)
     refine = [block for block in net.update_block.refine if isinstance(block, Refine)]
     net.update_block.refine = nn.ModuleList([_Folded(block) for block in refine])
-    return net
+    stem = _per_image(net.cnet.conv1)
+    net.cnet.register_module("conv1", nn.Identity())
+    return net, stem
+
+
+def _fold_norms(encoder: Encoder) -> None:
+    """BatchNorm of known statistics is part of the convolution before it."""
+    for module in list(encoder.modules()):
+        if isinstance(module, Encoder | ResidualBlock):
+            _fold_norm(module, "conv1", "bn1")
+        if isinstance(module, ResidualBlock):
+            _fold_norm(module, "conv2", "bn2")
+        if isinstance(module, nn.Sequential) and isinstance(module[-1], nn.BatchNorm2d):
+            _fold_norm(module, "0", "1")
+
+
+def _fold_norm(module: nn.Module, conv: str, norm: str) -> None:
+    before, after = module.get_submodule(conv), module.get_submodule(norm)
+    if isinstance(before, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
+        setattr(module, conv, fuse_conv_bn_eval(before, after))
+        setattr(module, norm, nn.Identity())
+
+
+def _per_image(conv1: nn.Conv2d) -> nn.Conv2d:
+    """6→64 channels on a pair as 3→128 on an image: what it adds as the first of a pair, bias included, and as the second."""
+    assert conv1.bias is not None
+    per_image = nn.Conv2d(3, 128, 7, stride=2, padding=3)
+    per_image.weight = nn.Parameter(torch.cat(conv1.weight.split(3, dim=1)), requires_grad=False)
+    per_image.bias = nn.Parameter(torch.cat((conv1.bias, torch.zeros_like(conv1.bias))), requires_grad=False)
+    return per_image
 
 
 class _Folded(nn.Module):
