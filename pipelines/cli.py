@@ -67,13 +67,38 @@ def curate(
 def train(
     out: Out,
     run: Run,
-    recipe: Annotated[str, typer.Option(help="tiny, paper, or a .yaml file.")] = "tiny",
+    recipe: Annotated[str, typer.Option(help="tiny, small, paper, or a .yaml file.")] = "tiny",
     set_: Set = [],  # noqa: B006
 ) -> None:
     """Train the widened DiT and the temporal DPT on the selected clips. Run it again to resume; use torchrun for several GPUs."""
     from pipelines import recipes, training
 
     training.train(out, run, recipes.train_recipe(recipe, set_))
+
+
+@app.command()
+def ablate(
+    out: Out,
+    to: Annotated[str, typer.Argument(help="The folder of the arms' runs, the table and the plot.")],
+    recipe: Annotated[
+        str, typer.Option(help="small, tiny, paper, or a .yaml file: model, sizes, steps of each stage.")
+    ] = "small",
+    arms: Annotated[str, typer.Option(help="Names of arms, with commas.")] = (
+        "base_finetuned,without_geometry_latent,without_joint,frozen_decoder,full"
+    ),
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas: each arm is trained once with each.")] = "0",
+    clips: Annotated[int, typer.Option(min=1, help="Held-out clips of the test split to measure on.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the generated clips.")] = 20,
+    annotators: Annotated[str, typer.Option(help="The annotators that judge the generated pixels.")] = "embedded",
+    set_: Set = [],  # noqa: B006
+) -> None:
+    """Train the paper's ablation arms side by side, measure them on held-out clips, and write one table. Run again to go on."""
+    from pipelines import ablation, recipes
+
+    knobs, judges = recipes.train_recipe(recipe, set_), recipes.annotate_recipe(annotators, [])
+    ablation.ablate(
+        out, to, knobs, arms.split(","), [int(s) for s in seeds.split(",")], judges, clips=clips, steps=steps
+    )
 
 
 @app.command()

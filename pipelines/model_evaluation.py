@@ -26,7 +26,7 @@ def evaluate_model(made: str, recipe: AnnotateRecipe, json_: str | None = None) 
     The recipe's annotators run on the pixels alone and give the reference. Raises ValueError if there is no clip.
     """
     chain = Chain(recipe, threads=1)
-    clips = {clip.id: _judged(clip, chain(_pixels(clip), Clock())) for clip in shards.read_clips(made)}
+    clips = {clip.id: judged(clip, chain(pixels(clip), Clock())) for clip in shards.read_clips(made)}
     if not clips:
         raise ValueError(f"{made}: holds no clip, expected what `worldreel generate` writes")
     result = {"clips": clips, "total": evaluate.averaged([clip["measures"] for clip in clips.values()])}
@@ -41,12 +41,12 @@ def evaluate_model(made: str, recipe: AnnotateRecipe, json_: str | None = None) 
     return result
 
 
-def _pixels(clip: AnnotatedClip) -> AnnotatedClip:
+def pixels(clip: AnnotatedClip) -> AnnotatedClip:
     """The clip as a stranger sees it."""
     return AnnotatedClip(**{part.name: getattr(clip, part.name) for part in fields(Clip)})
 
 
-def _judged(clip: AnnotatedClip, reference: AnnotatedClip) -> dict[str, Any]:
+def judged(clip: AnnotatedClip, reference: AnnotatedClip) -> dict[str, Any]:
     measures, refused = dict(evaluate.video_quality(reference)), {}
     try:
         measures |= evaluate.geometry(clip, reference)

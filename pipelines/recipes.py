@@ -22,7 +22,7 @@ from curate.recipe import CurateRecipe
 from pipelines.fleet_knobs import Fleet
 from shared.knobs import Knobs, load
 from shared.store import Store
-from train.recipe import PAPER, TINY, TrainRecipe
+from train.recipe import PAPER, SMALL, TINY, TrainRecipe
 
 R = TypeVar("R", bound=Knobs)
 
@@ -68,7 +68,7 @@ def curate_recipe(name_or_file: str, overrides: list[str]) -> CurateRecipe:
     return load(CurateRecipe, _base(name_or_file, CURATE), overrides)
 
 
-TRAIN = {"tiny": TINY, "paper": PAPER}
+TRAIN = {"tiny": TINY, "small": SMALL, "paper": PAPER}
 
 
 def train_recipe(name_or_file: str, overrides: list[str]) -> TrainRecipe:

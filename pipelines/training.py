@@ -7,6 +7,7 @@ from jaxtyping import UInt8
 
 from pipelines import look
 from shared import shards
+from shared.clip import AnnotatedClip
 from shared.knobs import load
 from train.recipe import TrainRecipe
 
@@ -45,9 +46,14 @@ def generate(run: str, out: str, image: str, prompt: str, *, seed: int, steps: i
         guidance=guidance,
         seed=seed,
     )
+    keep(clip, out)
+    look.look(f"{out}/shards", clip.id, f"{out}/look")
+
+
+def keep(clip: AnnotatedClip, out: str) -> None:
+    """A generated clip as a shard of its own, which every command of ours reads."""
     members = shards.encode(clip, shards.Store())
     shards.write_shard(f"{out}/shards", f"generated-{clip.id}", [(clip.id, members, shards.index_row(clip))])
-    look.look(f"{out}/shards", clip.id, f"{out}/look")
 
 
 def read_image(path: str) -> UInt8[np.ndarray, "H W 3"]:

@@ -5,7 +5,7 @@ Convention: features are one row a frame; flow is in pixels; lengths are in unit
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from shared import align, camera, metrics, warp
 from shared.clip import KEY_STRIDE, AnnotatedClip
-from train import outputs
+from train import outputs, pose
+from train.sample import Batch, Predicted
 
 Frames = UInt8[np.ndarray, "T H W 3"]
 Features = Float[Tensor, "T D"]
@@ -144,6 +145,36 @@ def geometry(clip: AnnotatedClip, reference: AnnotatedClip) -> dict[str, float]:
         "rotation_deg": poses["rotation_deg"],
         "near_still": poses["near_still"],
     }
+
+
+def gated(predicted: Predicted) -> Predicted:
+    """Scene flow only where the mask says that something moves, as equation 5 has it."""
+    return replace(predicted, scene_flow=predicted.scene_flow * (predicted.dynamic_logit > 0)[..., None])
+
+
+def prediction(predicted: Predicted, batch: Batch) -> dict[str, float]:
+    """Errors of what was decoded of one clip (a batch of one) with known truth, in units of the scene.
+
+    Depth as is, and after the usual median scale of each clip; cameras against the first; scene flow apart where things move and
+    where they do not, and over all pixels with a label.
+    """
+    valid, known = batch.key_valid, batch.scene_flow_valid
+    ours, true = predicted.depth[valid], batch.key_depth[valid]
+    scaled = metrics.depth(ours * (true / ours).median(), true)
+    world_from_cam, _ = pose.decode(predicted.camera, *batch.key_depth.shape[-2:])
+    apart = (camera.invert(world_from_cam) @ batch.world_from_cam)[0, 1:].double()
+    off = (predicted.scene_flow - batch.scene_flow).norm(dim=-1)
+    found = {
+        "depth log-RMSE": metrics.depth(ours, true)["log_rmse"],
+        "depth log-RMSE scaled": scaled["log_rmse"],
+        "d1.25 scaled": scaled["delta_1"],
+        "points": float((predicted.points - batch.points).norm(dim=-1)[valid].mean()),
+        "camera position": float(apart[:, :3, 3].norm(dim=-1).mean()),
+        "camera angle": float(metrics.angle_deg(apart[:, :3, :3]).mean()),
+        "mask IoU": metrics.mask(predicted.dynamic_logit > 0, batch.dynamic)["iou"],
+    }
+    parts = {"moving": known & batch.dynamic, "static": known & ~batch.dynamic, "all": known}
+    return found | {f"scene flow {name}": float(off[part].mean()) for name, part in parts.items() if part.any()}
 
 
 @dataclass(frozen=True, kw_only=True)

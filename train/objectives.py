@@ -21,21 +21,21 @@ Losses = dict[str, Tensor]
 
 def generator(stage: Generator, models: Models, batch: Batch, noise: Noise, total_weight: Tensor | None) -> Losses:
     """L_diff."""
-    denoised = _denoise(stage, models, batch, noise)
+    denoised = denoise(stage, models, batch, noise)
     return _means(denoised.terms, _sum(denoised.terms), batch, total_weight)
 
 
 def decoder(stage: Decoder, models: Models, batch: Batch, total_weight: Tensor | None) -> Losses:
     """L_dpt on the mean of the clean latent."""
-    predicted = models.dpt(_clean(models, batch))
+    predicted = models.dpt(clean(models, batch))
     found = terms.decoding(stage.decoding, predicted, batch)
     return _means(found, terms.weighted(stage.decoding, found), batch, total_weight)
 
 
 def joint(stage: Joint, models: Models, batch: Batch, noise: Noise, total_weight: Tensor | None) -> Losses:
     """L_diff + ᾱ_t (λ_dpt L_dpt + λ_reg L_reg), decoded from the predicted clean latent."""
-    denoised = _denoise(stage, models, batch, noise)
-    predicted = models.dpt(_readable(models, denoised.x0))
+    denoised = denoise(stage, models, batch, noise)
+    predicted = models.dpt(readable(models, denoised.x0))
     decoded = terms.decoding(stage.decoding, predicted, batch)
     regular = terms.regularizing(stage.regularizing, predicted, batch, noise)
     signal = denoised.signal if stage.weigh_by_signal else torch.ones_like(denoised.signal)
@@ -50,13 +50,13 @@ def joint(stage: Joint, models: Models, batch: Batch, noise: Noise, total_weight
 
 def self_supervised(stage: SelfSupervised, models: Models, batch: Batch, total_weight: Tensor | None) -> Losses:
     """What flow says of the decoded clean latent."""
-    predicted = models.dpt(_clean(models, batch))
+    predicted = models.dpt(clean(models, batch))
     found = terms.self_supervising(stage.supervision, predicted, batch)
     return _means(found, terms.weighted(stage.supervision, found), batch, total_weight)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Denoised:
+class Denoised:
     """One step of denoising: its losses, what it takes the clean latents to be, and the share of signal it saw."""
 
     terms: Losses
@@ -64,7 +64,7 @@ class _Denoised:
     signal: Float[Tensor, " B"]
 
 
-def _denoise(stage: Generator | Joint, models: Models, batch: Batch, noise: Noise) -> _Denoised:
+def denoise(stage: Generator | Joint, models: Models, batch: Batch, noise: Noise) -> Denoised:
     """Independent noise on both latents, at one time drawn uniformly for each sample."""
     x0 = _drawn(models, batch, noise)
     t = noise.integers("time", len(models.alpha_bar), (), x0)
@@ -80,7 +80,7 @@ def _denoise(stage: Generator | Joint, models: Models, batch: Batch, noise: Nois
     if dit.has_geometry(models.dit):
         geometry = diffusion_loss.loss(v[:, :, dit.CHANNELS :], target[:, :, dit.CHANNELS :])
         found["diffusion_geometry"] = geometry * (batch.has_depth & batch.has_flow)
-    return _Denoised(terms=found, x0=diffusion.x0_of(xt, v, signal), signal=signal.to(x0.dtype))
+    return Denoised(terms=found, x0=diffusion.x0_of(xt, v, signal), signal=signal.to(x0.dtype))
 
 
 def _drawn(models: Models, batch: Batch, noise: Noise) -> Float[Tensor, "B F Z h w"]:
@@ -92,13 +92,13 @@ def _drawn(models: Models, batch: Batch, noise: Noise) -> Float[Tensor, "B F Z h
     return torch.cat((rgb, both.geometry.sample(noise, "geometry_posterior")), dim=2)
 
 
-def _clean(models: Models, batch: Batch) -> Float[Tensor, "B F C h w"]:
+def clean(models: Models, batch: Batch) -> Float[Tensor, "B F C h w"]:
     """The mean of the latent that the decoder reads."""
     both = models.latents(batch)
     return both.rgb.mean if models.dpt.knobs.reads == "rgb" else both.geometry.mean
 
 
-def _readable(models: Models, x0: Float[Tensor, "B F Z h w"]) -> Float[Tensor, "B F C h w"]:
+def readable(models: Models, x0: Float[Tensor, "B F Z h w"]) -> Float[Tensor, "B F C h w"]:
     return x0[:, :, : dit.CHANNELS] if models.dpt.knobs.reads == "rgb" else x0[:, :, dit.CHANNELS :]
 
 

@@ -174,6 +174,23 @@ TINY = TrainRecipe(
 )
 """Every stage of training in a minute or two on a laptop's CPU, with random weights: it shows that all parts fit."""
 
+SMALL = TrainRecipe(
+    batch=2,
+    sizes=(Size(frames=9, height=64, width=96),),
+    model=ModelKnobs(base="small", decoder="small"),
+    phases=(
+        Phase(stage=Generator(), steps=700, learning_rate=1e-3),
+        Phase(stage=Decoder(), steps=1000, learning_rate=1e-3),
+        Phase(stage=Joint(), steps=250, learning_rate=3e-4),
+    ),
+    adam=Adam(warmup_steps=20),
+    reading=Reading(workers=0),
+    parallel=Parallel(micro_batch=2, recompute="none"),
+    checkpoints=Keeping(every=250, keep=1),
+    logging=Logging(every=50, validate_every=0, tensorboard=False),
+)
+"""Small models from random weights that do learn, in minutes on a CPU: to compare ways of training, not to generate."""
+
 PAPER = TrainRecipe(
     model=PAPER_MODEL,
     phases=(

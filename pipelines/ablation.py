@@ -1,0 +1,194 @@
+"""`worldreel ablate`: the paper's ablation at a recipe's size. Every arm is an ordinary training run, measured on held-out clips.
+
+Held-out clips have labels, so what an arm decodes of them, from the clean latent and from behind noise, is measured against those;
+and from each clip's first frame one is generated, whose pixels the annotators judge, as in the paper. Finished arms are not done
+again.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines import model_evaluation, training
+from pipelines.chain import Chain
+from pipelines.recipes import AnnotateRecipe
+from pipelines.work import Clock
+from shared import files
+from shared.knobs import dump
+from train.recipe import TrainRecipe
+
+if TYPE_CHECKING:
+    from train.sample import Batch
+else:
+    Batch = Any  # torch stays unloaded until an arm is trained
+
+COLUMNS = {
+    "L rgb": "diffusion_rgb",
+    "L gm": "diffusion_geometry",
+    "logRMSE clean": "clean depth log-RMSE scaled",
+    "logRMSE": "noisy depth log-RMSE scaled",
+    "δ1.25": "noisy d1.25 scaled",
+    "position": "noisy camera position",
+    "angle °": "noisy camera angle",
+    "flow moving": "noisy scene flow moving",
+    "flow all": "noisy scene flow all",
+    "mask IoU": "noisy mask IoU",
+    "d.d.": "made d.d.",
+    "object d.d.": "made object d.d.",
+    "first logRMSE": "made first depth log-RMSE",
+    "judged logRMSE": "made log_rmse",
+    "judged δ1.25": "made delta_1.25",
+    "judged ATE": "made ate",
+    "judged RRE °": "made rre_deg",
+    "length": "made length",
+    "rotation °": "made rotation_deg",
+}
+"""The table: two halves against the labels of held-out clips, and one of generated clips."""
+RESULT = "ablation.json"
+
+
+def ablate(
+    out: str,
+    to: str,
+    recipe: TrainRecipe,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    annotators: AnnotateRecipe,
+    *,
+    clips: int,
+    steps: int,
+) -> dict[str, Any]:
+    """Train and measure every arm with every seed; writes `to`/ablation.md, .json and .png and returns what the JSON holds.
+
+    Raises ValueError for an unknown arm, and where nothing is held out.
+    """
+    from train import ablation
+
+    runs = {(arm, seed): ablation.recipe_of(recipe, arm, seed) for seed in seeds for arm in arms}
+    rows: list[dict[str, Any]] = []
+    for (arm, seed), of_arm in sorted(runs.items(), key=lambda run: (run[0][1], len(run[1].phases))):
+        folder = Path(to) / f"{arm}-{seed}"
+        _go_on_from(folder, of_arm, [(Path(to) / f"{a}-{s}", r) for (a, s), r in runs.items()])
+        measures = _finished(folder, of_arm, clips, steps) or _one(out, folder, of_arm, annotators, clips, steps)
+        rows.append({"arm": arm, "seed": seed, "measures": measures})
+        _write(Path(to), rows, arms, clips)
+    print(Path(to, "ablation.md").read_text())
+    return {"rows": rows}
+
+
+def _one(
+    out: str, folder: Path, recipe: TrainRecipe, annotators: AnnotateRecipe, clips: int, steps: int
+) -> dict[str, float]:
+    """Trains one arm, as far as it is not, and measures it."""
+    from train import ablation, evaluate, loop, models
+
+    batches = _held_out(out, recipe, clips)
+    outcome = loop.train(recipe, out, str(folder))
+    print(f"{folder.name}: {outcome.message}")
+    if not outcome.finished:
+        raise SystemExit(training.STOPPED)
+    built, decoder = models.load(folder / "model"), ablation.has_decoder(recipe)
+    chain, each = Chain(annotators, threads=1), []
+    for index, batch in enumerate(batches):
+        made = ablation.continued(built, batch, steps=steps, seed=index)
+        training.keep(made, str(folder / "generated"))
+        seen = model_evaluation.judged(made, chain(model_evaluation.pixels(made), Clock()))["measures"]
+        if decoder:
+            seen["first depth log-RMSE"] = ablation.first_depth_error(made, batch)
+        else:
+            seen = {name: value for name, value in seen.items() if name in model_evaluation.QUALITY}
+        measures = ablation.held_out(built, batch, index, decoder=decoder)
+        each.append(measures | {f"made {name}": value for name, value in seen.items()})
+    means = evaluate.averaged(each)
+    record = {"recipe": dump(recipe), "clips": clips, "steps": steps, "measures": means, "each": each}
+    files.write_whole(str(folder / RESULT), json.dumps(record, indent=1).encode())
+    return means
+
+
+def _held_out(out: str, recipe: TrainRecipe, clips: int) -> list[Batch]:
+    """The test split's clips, each a batch of one."""
+    from train import reader
+    from train.stages import LABELS
+    from train.stream import Stream, read_selection
+
+    try:
+        stream = Stream(read_selection(out), seed=0, batch=1, sizes=recipe.sizes, splits=("test",))
+    except ValueError as error:
+        raise ValueError(f"{out}: nothing to measure on in the test split ({error}); curate with splits.test") from None
+    count = min(clips, stream.table.num_rows)
+    return [reader.read(stream, out, LABELS, recipe.reading, [position]).batch for position in range(count)]
+
+
+def _finished(folder: Path, recipe: TrainRecipe, clips: int, steps: int) -> dict[str, float] | None:
+    """What an earlier call measured. Raises ValueError if that was something else."""
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    record = json.loads(path.read_text())
+    if (record["recipe"], record["clips"], record["steps"]) != (dump(recipe), clips, steps):
+        raise ValueError(f"{path}: was measured under another recipe, clips or steps; take another folder")
+    return record["measures"]
+
+
+def _go_on_from(folder: Path, recipe: TrainRecipe, others: Sequence[tuple[Path, TrainRecipe]]) -> None:
+    """A new run begins where a finished one ends whose stages are its own first stages: they would give the same weights."""
+    from train import ablation
+
+    if (folder / "checkpoints").exists():
+        return
+    known = [
+        (path, other) for path, other in others if ablation.begins_with(recipe, other) and (path / RESULT).exists()
+    ]
+    if known:
+        path, _ = max(known, key=lambda one: len(one[1].phases))
+        partial = folder / "checkpoints.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(path / "checkpoints", partial)
+        partial.rename(folder / "checkpoints")
+
+
+def _write(to: Path, rows: Sequence[Mapping[str, Any]], arms: Sequence[str], clips: int) -> None:
+    """The means over seeds, with half of their range where there are several."""
+    by_arm = {arm: [row["measures"] for row in rows if row["arm"] == arm] for arm in arms}
+    lines = [f"|arm|{'|'.join(COLUMNS)}|", "|---" * (len(COLUMNS) + 1) + "|"]
+    for arm, found in by_arm.items():
+        if found:
+            cells = (_cell([one[name] for one in found if name in one]) for name in COLUMNS.values())
+            lines.append(f"|{arm}|{'|'.join(cells)}|")
+    files.write_whole(str(to / "ablation.md"), ("\n".join(lines) + "\n").encode())
+    files.write_whole(str(to / "ablation.json"), json.dumps({"clips": clips, "rows": list(rows)}, indent=1).encode())
+    _plot(to / "ablation.png", by_arm)
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    half = (max(values) - min(values)) / 2
+    return f"{np.mean(values):.3f}" + (f" ±{half:.3f}" if len(values) > 1 else "")
+
+
+def _plot(path: Path, by_arm: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """A panel a column: a bar an arm, a dot a seed."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    across = 5
+    figure, axes = pyplot.subplots(-(-len(COLUMNS) // across), across, figsize=(3 * across, 10), squeeze=False)
+    for axis, (title, name) in zip_longest(axes.flat, COLUMNS.items(), fillvalue=("", "")):
+        axis.set_title(title, fontsize=9)
+        for place, found in enumerate(by_arm.values()):
+            if values := [one[name] for one in found if name in one]:
+                axis.barh(place, np.mean(values), alpha=0.5)
+                axis.plot(values, [place] * len(values), "k.")
+        axis.set_yticks(range(len(by_arm)), list(by_arm), fontsize=7)
+        axis.axis("on" if title else "off")
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)

@@ -1,0 +1,101 @@
+"""The paper's ablation at any size: an arm's recipe, and what is measured of its model where the truth is known."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared import metrics
+from shared.clip import AnnotatedClip
+from train import evaluate, objectives
+from train.generate import generate
+from train.models.parts import Models
+from train.recipe import Phase, TrainRecipe
+from train.sample import Batch
+from train.stages import ARMS, STAGES, Arm, Generator
+from train.validation import NUM_TIMES, FixedTimes
+
+CLEAN, NOISY = "clean", "noisy"
+"""Decoded from the latent of the true clip; and from what the transformer takes it to be behind noise."""
+
+
+def recipe_of(base: TrainRecipe, name: str, seed: int) -> TrainRecipe:
+    """`base` with the arm's model and stages; every stage takes the steps and rate of the base's phase of its kind.
+
+    Raises ValueError for an arm that does not exist, and for a stage that the base has no phase of.
+    """
+    arm = _arm(name)
+    phases = tuple(_phase(base, stage, name) for stage in arm.stages)
+    model = base.model.changed(geometry_latent=arm.geometry_latent, seed=seed)
+    return TrainRecipe.model_validate(base.model_dump() | {"model": model, "phases": phases, "seed": seed})
+
+
+def begins_with(recipe: TrainRecipe, other: TrainRecipe) -> bool:
+    """Whether a run of `recipe` is one of `other` that goes on: the same model, and `other`'s phases first."""
+    count = len(other.phases)
+    return (
+        count < len(recipe.phases)
+        and recipe.phases[:count] == other.phases
+        and recipe.model == other.model
+        and has_decoder(recipe) == has_decoder(other)  # a checkpoint holds the modules that some phase trains
+    )
+
+
+def has_decoder(recipe: TrainRecipe) -> bool:
+    """Whether some phase trains the decoder; without one, what the model says of geometry means nothing."""
+    return any(phase.stage.kind != "generator" for phase in recipe.phases)
+
+
+@torch.no_grad()
+def held_out(models: Models, batch: Batch, index: int, *, decoder: bool) -> dict[str, float]:
+    """Measures of one clip (a batch of one) that was not trained on; `index` gives it noise of its own, the same for every arm.
+
+    The diffusion losses and, with a `decoder`, the errors of what it decodes are means over nine times spread evenly.
+    """
+    found = _named(CLEAN, _errors(models, objectives.clean(models, batch), batch)) if decoder else {}
+    sums: dict[str, list[float]] = {}
+    for time in range(NUM_TIMES):
+        noise = FixedTimes(seed=0, positions=(index * NUM_TIMES + time,))
+        denoised = objectives.denoise(Generator(caption_dropout=0, image_dropout=0), models, batch, noise)
+        at_time = {name: float(value) for name, value in denoised.terms.items()}
+        if decoder:
+            at_time |= _named(NOISY, _errors(models, objectives.readable(models, denoised.x0), batch))
+        for name, value in at_time.items():
+            sums.setdefault(name, []).append(value)
+    return found | {name: sum(values) / len(values) for name, values in sums.items()}
+
+
+def continued(models: Models, batch: Batch, *, steps: int, seed: int) -> AnnotatedClip:
+    """What the model makes of a clip's first frame and caption (a batch of one)."""
+    image = ((batch.rgb[0, 0].numpy() + 1) * 127.5).round().astype(np.uint8)
+    frames, height, width = batch.rgb.shape[1:4]
+    return generate(models, image, batch.captions[0], frames=frames, height=height, width=width, steps=steps, seed=seed)
+
+
+def first_depth_error(made: AnnotatedClip, batch: Batch) -> float:
+    """log-RMSE of a generated clip's first depth, by its median scale: the one frame whose truth is known."""
+    assert made.depth is not None
+    valid = batch.depth_valid[0, 0]
+    ours, true = torch.tensor(made.depth.z[0])[valid], batch.depth[0, 0][valid]
+    return metrics.depth(ours * (true / ours).median(), true)["log_rmse"]
+
+
+def _errors(models: Models, latent: Tensor, batch: Batch) -> dict[str, float]:
+    return evaluate.prediction(evaluate.gated(models.dpt(latent)), batch)
+
+
+def _named(prefix: str, found: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix} {name}": value for name, value in found.items()}
+
+
+def _arm(name: str) -> Arm:
+    if name not in ARMS:
+        raise ValueError(f"arm {name!r}: expected one of {', '.join(ARMS)}")
+    return ARMS[name]
+
+
+def _phase(base: TrainRecipe, stage: STAGES, name: str) -> Phase:
+    kind = "decoder" if stage.kind == "self_supervised" else stage.kind  # the one takes the place of the other
+    for phase in base.phases:
+        if phase.stage.kind == kind:
+            return Phase(stage=stage, steps=phase.steps, learning_rate=phase.learning_rate)
+    raise ValueError(f"arm {name}: the recipe has no phase of kind {kind} to take its steps from")
