@@ -50,6 +50,8 @@ COLUMNS = {
 }
 """The table: two halves against the labels of held-out clips, and one of generated clips."""
 RESULT = "ablation.json"
+NOTHING = "(nothing learned)"
+"""The row of a constant depth, a camera that stands still and a world that does."""
 
 
 def ablate(
@@ -67,16 +69,17 @@ def ablate(
 
     Raises ValueError for an unknown arm, and where nothing is held out.
     """
-    from train import ablation
+    from train import ablation, evaluate
 
     runs = {(arm, seed): ablation.recipe_of(recipe, arm, seed) for seed in seeds for arm in arms}
-    rows: list[dict[str, Any]] = []
+    still = evaluate.averaged([ablation.nothing(batch) for batch in _held_out(out, recipe, clips)])
+    rows: list[dict[str, Any]] = [{"arm": NOTHING, "seed": None, "measures": still}]
     for (arm, seed), of_arm in sorted(runs.items(), key=lambda run: (run[0][1], len(run[1].phases))):
         folder = Path(to) / f"{arm}-{seed}"
         _go_on_from(folder, of_arm, [(Path(to) / f"{a}-{s}", r) for (a, s), r in runs.items()])
         measures = _finished(folder, of_arm, clips, steps) or _one(out, folder, of_arm, annotators, clips, steps)
         rows.append({"arm": arm, "seed": seed, "measures": measures})
-        _write(Path(to), rows, arms, clips)
+        _write(Path(to), rows, (NOTHING, *arms), clips)
     print(Path(to, "ablation.md").read_text())
     return {"rows": rows}
 

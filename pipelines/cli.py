@@ -110,11 +110,40 @@ def generate(
     seed: Annotated[int, typer.Option(help="The same seed gives the same world.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
     guidance: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance; 1 is off.")] = 6.0,
+    frames: Annotated[
+        int | None, typer.Option(help="More than the model's window: experimental, prints the drift.")
+    ] = None,
+    overlap: Annotated[int, typer.Option(help="Frames that windows share, 4N + 1.")] = 9,
+    gate: Annotated[bool, typer.Option(help="Scene flow only where the mask says that something moves.")] = True,
 ) -> None:
     """From one image and a prompt: a video with depth, pointmaps, cameras, scene flow and masks of one world."""
     from pipelines import training
 
-    training.generate(run, out, image, prompt, seed=seed, steps=steps, guidance=guidance)
+    training.generate(
+        run,
+        out,
+        image,
+        prompt,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        frames=frames,
+        overlap=overlap,
+        gate_scene_flow=gate,
+    )
+
+
+@app.command("cache-text")
+def cache_text(
+    out: Out,
+    folder: Annotated[str, typer.Argument(help="Where the embeddings go.")],
+    recipe: Annotated[str, typer.Option(help="The training recipe whose text encoder reads them.")] = "paper",
+    set_: Set = [],  # noqa: B006
+) -> None:
+    """Embed the captions of the kept clips once, so that training loads no text encoder."""
+    from pipelines import recipes, training
+
+    training.cache_text(out, folder, recipes.train_recipe(recipe, set_))
 
 
 @evaluate_app.command("model")
@@ -123,11 +152,40 @@ def evaluate_model(
     recipe: Annotated[str, typer.Option(help="The annotators that judge the pixels.")] = "embedded",
     set_: Set = [],  # noqa: B006
     json_: Annotated[str | None, typer.Option("--json", help="Also write the numbers here.")] = None,
+    subject: Annotated[str | None, typer.Option(help="DINO: a folder of transformers, or TorchScript.")] = None,
+    background: Annotated[str | None, typer.Option(help="CLIP or DreamSim: the same.")] = None,
+    interpolator: Annotated[str | None, typer.Option(help="AMT: TorchScript.")] = None,
+    fid: Annotated[str | None, typer.Option(help="Inception: TorchScript.")] = None,
+    fvd: Annotated[str | None, typer.Option(help="I3D: TorchScript.")] = None,
+    real: Annotated[str | None, typer.Option(help="Shards of real clips, for FID and FVD.")] = None,
+    fvd_frames: Annotated[int, typer.Option(min=1, help="The first so many frames of a clip, for FVD.")] = 16,
 ) -> None:
     """Motion, geometry and the three signatures of failure of generated clips, in the layout of the paper's tables."""
     from pipelines import model_evaluation, recipes
 
-    model_evaluation.evaluate_model(made, recipes.annotate_recipe(recipe, set_), json_)
+    given = model_evaluation.Networks(
+        subject=subject,
+        background=background,
+        interpolator=interpolator,
+        fid=fid,
+        fvd=fvd,
+        real=real,
+        fvd_frames=fvd_frames,
+    )
+    model_evaluation.evaluate_model(made, recipes.annotate_recipe(recipe, set_), json_, given=given)
+
+
+@evaluate_app.command("latents")
+def evaluate_latents(
+    out: Out,
+    recipe: Annotated[str, typer.Option(help="The training recipe whose VAE is measured.")] = "tiny",
+    set_: Set = [],  # noqa: B006
+    clips: Annotated[int, typer.Option(min=1, help="Of the selection, at most.")] = 8,
+) -> None:
+    """What the video VAE keeps of depth and flow: AbsRel and end-point error of the way there and back."""
+    from pipelines import model_evaluation, recipes
+
+    model_evaluation.evaluate_latents(out, recipes.train_recipe(recipe, set_), clips)
 
 
 @evaluate_app.command("labels")

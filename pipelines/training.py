@@ -28,24 +28,44 @@ def train(out: str, run: str, recipe: TrainRecipe) -> None:
         raise SystemExit(STOPPED)
 
 
-def generate(run: str, out: str, image: str, prompt: str, *, seed: int, steps: int, guidance: float) -> None:
-    """One generated clip as a shard in `out`/shards, and as a page in `out`/look."""
+def generate(
+    run: str,
+    out: str,
+    image: str,
+    prompt: str,
+    *,
+    seed: int,
+    steps: int,
+    guidance: float,
+    frames: int | None = None,
+    overlap: int = 9,
+    gate_scene_flow: bool = True,
+) -> None:
+    """One generated clip as a shard in `out`/shards, and as a page in `out`/look.
+
+    More `frames` than the model's window are made window after window (experimental); how far they drift is printed, and kept among
+    the clip's scores.
+    """
     recipe = _recipe(run)
-    from train import generate as sampler
-    from train import models
+    from train import models, windows
+    from train.generate import Sampler
 
     size = recipe.sizes[-1]
-    clip = sampler.generate(
+    overlap = min(overlap, size.frames - 4)
+    clip, drifts = windows.generate_long(
         models.load(_trained(run)),
         read_image(image),
         prompt,
+        num_windows=1 if frames is None else windows.count(frames, size.frames, overlap),
+        overlap=overlap,
         frames=size.frames,
         height=size.height,
         width=size.width,
-        steps=steps,
-        guidance=guidance,
-        seed=seed,
+        sampler=Sampler(steps=steps, guidance=guidance, seed=seed, gate_scene_flow=gate_scene_flow),
     )
+    for number, drift in enumerate(drifts, 1):
+        measures = ", ".join(f"{name} {value:.3g}" for name, value in vars(drift).items())
+        print(f"seam {number} (experimental): {measures}")
     keep(clip, out)
     look.look(f"{out}/shards", clip.id, f"{out}/look")
 
@@ -54,6 +74,20 @@ def keep(clip: AnnotatedClip, out: str) -> None:
     """A generated clip as a shard of its own, which every command of ours reads."""
     members = shards.encode(clip, shards.Store())
     shards.write_shard(f"{out}/shards", f"generated-{clip.id}", [(clip.id, members, shards.index_row(clip))])
+
+
+def cache_text(out: str, folder: str, recipe: TrainRecipe) -> None:
+    """Write the embedding of every caption of the kept clips, and of none, with the text encoder of the recipe's base."""
+    from train.latents import cache_text as write
+    from train.models import parts
+    from train.stream import read_selection
+
+    table = read_selection(out)
+    captions = sorted({row["caption"] or "" for row in table.select(["caption", "keep"]).to_pylist() if row["keep"]})
+    write(parts.text_encoder(recipe.model), captions, Path(folder))
+    print(
+        f"{len(captions)} captions in {folder}; train with --set model.text.kind=cached --set model.text.folder={folder}"
+    )
 
 
 def read_image(path: str) -> UInt8[np.ndarray, "H W 3"]:

@@ -10,7 +10,7 @@ from train import evaluate, objectives
 from train.generate import generate
 from train.models.parts import Models
 from train.recipe import Phase, TrainRecipe
-from train.sample import Batch
+from train.sample import Batch, Predicted
 from train.stages import ARMS, STAGES, Arm, Generator
 from train.validation import NUM_TIMES, FixedTimes
 
@@ -62,6 +62,20 @@ def held_out(models: Models, batch: Batch, index: int, *, decoder: bool) -> dict
         for name, value in at_time.items():
             sums.setdefault(name, []).append(value)
     return found | {name: sum(values) / len(values) for name, values in sums.items()}
+
+
+def nothing(batch: Batch) -> dict[str, float]:
+    """The same errors of one depth everywhere, a camera that never moves and a still world: what anything learned has to beat."""
+    nine = batch.world_from_cam.new_tensor([0.0, 0, 0, 0, 0, 0, 1, 1, 1]).expand(1, batch.key_depth.shape[1], 9)
+    still = Predicted(
+        depth=torch.ones_like(batch.key_depth),
+        points=torch.zeros_like(batch.points),
+        camera=nine,
+        dynamic_logit=torch.full_like(batch.key_depth, -1.0),
+        scene_flow=torch.zeros_like(batch.scene_flow),
+    )
+    found = evaluate.prediction(still, batch)
+    return _named(CLEAN, found) | _named(NOISY, found)
 
 
 def continued(models: Models, batch: Batch, *, steps: int, seed: int) -> AnnotatedClip:

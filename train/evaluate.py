@@ -4,8 +4,9 @@ Networks are the caller's: anything that gives features of frames, flow of pairs
 Convention: features are one row a frame; flow is in pixels; lengths are in units of the clip's median depth.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch.nn import functional as F
 
 from shared import align, camera, metrics, warp
 from shared.clip import KEY_STRIDE, AnnotatedClip
-from train import outputs, pose
+from train import latents, outputs, pose
+from train.models import LatentKnobs
 from train.sample import Batch, Predicted
 
 Frames = UInt8[np.ndarray, "T H W 3"]
@@ -40,6 +42,27 @@ class Interpolator(Protocol):
 def sampled(num_frames: int, fps: float) -> list[int]:
     """The frames VBench looks at: about eight a second, by the rate in the file's tag."""
     return list(range(0, num_frames, max(1, round(fps / 8))))
+
+
+def between_sampled(
+    steps: Float[np.ndarray, "P H W 2"], flow: Float[np.ndarray, "P H W 2"], fps: float
+) -> Float[np.ndarray, "Q H W 2"]:
+    """`steps` (flow, or a part of it) summed from each sampled frame to the next along the flow; at 8 fps nothing is summed.
+
+    VBench runs its network on the sampled frames. To follow the flow of all frames needs no network.
+    """
+    frames = sampled(len(flow) + 1, fps)
+    if len(frames) == len(flow) + 1:
+        return steps
+    parts, all_flow = torch.tensor(steps), torch.tensor(flow)
+    sums = []
+    for start, end in pairwise(frames):
+        way, found = all_flow[start : start + 1], parts[start : start + 1]
+        for t in range(start + 1, end):
+            at = warp.targets(way)
+            way, found = way + warp.sample(all_flow[t : t + 1], at), found + warp.sample(parts[t : t + 1], at)
+        sums.append(found)
+    return torch.cat(sums).numpy() if sums else steps[:0]
 
 
 def is_dynamic(flow: Float[np.ndarray, "P H W 2"]) -> bool:
@@ -113,6 +136,14 @@ def frechet(real: Float[Tensor, "N D"], made: Float[Tensor, "M D"]) -> float:
     return float((means[0] - means[1]).square().sum() + first.trace() + second.trace() - 2 * crossed)
 
 
+def frechet_of(
+    network: Callable[[Frames], Float[Tensor, "N D"]], real: Sequence[Frames], made: Sequence[Frames]
+) -> float:
+    """FID or FVD of two sets of clips, by a network that gives a row a frame or a row a clip."""
+    first, second = (torch.cat([network(rgb) for rgb in clips]) for clips in (real, made))
+    return frechet(first, second)
+
+
 def geometry(clip: AnnotatedClip, reference: AnnotatedClip) -> dict[str, float]:
     """A generated clip's depth and cameras against those a camera annotator found in its pixels.
 
@@ -145,6 +176,23 @@ def geometry(clip: AnnotatedClip, reference: AnnotatedClip) -> dict[str, float]:
         "rotation_deg": poses["rotation_deg"],
         "near_still": poses["near_still"],
     }
+
+
+@torch.no_grad()
+def round_trip(vae: latents.VideoVAE, batch: Batch, knobs: LatentKnobs) -> dict[str, float]:
+    """What the geometry video of one clip (a batch of one) loses on its way through the VAE and back, with its ranges known.
+
+    AbsRel of depth and end-point error of flow in pixels, over pixels with valid depth; `limit` is the same without the VAE: what
+    the video's own clipped ranges cost.
+    """
+    video, ranges = latents.geometry_video(batch, knobs)
+    back = latents.decode(vae, latents.encode(vae, video).mean)
+    valid, found = batch.depth_valid, {}
+    for name, one in (("", back), (" limit", video)):
+        depth, flow = latents.depth_and_flow(one, ranges)
+        found[f"AbsRel{name}"] = float(((depth - batch.depth).abs() / batch.depth)[valid].mean())
+        found[f"EPE{name}"] = float((flow - batch.flow).norm(dim=-1)[valid[:, :-1]].mean())
+    return found
 
 
 def gated(predicted: Predicted) -> Predicted:
@@ -210,8 +258,8 @@ def signatures(
     flow_gap, depth_gap = _key_gaps(clip)
     unit = float(np.median(clip.depth.z[clip.depth.valid]))
     found = {
-        "dynamic": float(is_dynamic(clip.flow.forward)),
-        "object_dynamic": float(is_dynamic(object_flow(clip))),
+        "dynamic": float(is_dynamic(between_sampled(clip.flow.forward, clip.flow.forward, clip.fps))),
+        "object_dynamic": float(is_dynamic(between_sampled(object_flow(clip), clip.flow.forward, clip.fps))),
         "length": metrics.path_length(torch.tensor(clip.cameras.world_from_cam)) / unit,
         "flow_gap": flow_gap,
         "depth_gap": depth_gap,
@@ -250,9 +298,9 @@ def video_quality(
     """Table 1's columns for one clip: what the given networks and the clip's own flow allow. Its first frame is the image."""
     found: dict[str, float] = {}
     if clip.flow is not None:
-        found["d.d."] = float(is_dynamic(clip.flow.forward))
+        found["d.d."] = float(is_dynamic(between_sampled(clip.flow.forward, clip.flow.forward, clip.fps)))
         if clip.depth is not None and clip.cameras is not None:
-            found["object d.d."] = float(is_dynamic(object_flow(clip)))
+            found["object d.d."] = float(is_dynamic(between_sampled(object_flow(clip), clip.flow.forward, clip.fps)))
     if interpolate is not None:
         found["m.s."] = smoothness(clip.rgb, interpolate)
     if subject is not None:
@@ -262,6 +310,7 @@ def video_quality(
     if background is not None:
         features = background(clip.rgb)
         found["i2v-b"] = faithfulness(features[:1], features[1:])
+        found["b.c."] = consistency(features)
     return found
 
 

@@ -26,6 +26,8 @@ class Sampler:
     guidance: float = 6.0
     """Constant, and on both latents; 1 saves half of the work."""
     seed: int = 0
+    gate_scene_flow: bool = True
+    """Scene flow is 0 where the mask says that nothing moves (equation 5); False leaves what the head says there."""
 
 
 @torch.no_grad()
@@ -51,11 +53,11 @@ def generate(
     sampler = Sampler(steps=steps, guidance=guidance, seed=seed)
     first = sample.image(image, height, width).to(models.device)
     z0 = denoise(models, first, prompt, frames, sampler)
-    name = _name(image, prompt, (frames, height, width), sampler)
-    return decoded(models, z0, name, prompt)
+    name = name_of(image, prompt, (frames, height, width), sampler)
+    return decoded(models, z0, name, prompt, sampler)
 
 
-def decoded(models: Models, z0: Float[Tensor, "1 F Z h w"], name: str, prompt: str) -> AnnotatedClip:
+def decoded(models: Models, z0: Float[Tensor, "1 F Z h w"], name: str, prompt: str, sampler: Sampler) -> AnnotatedClip:
     """Both videos and everything the decoder says of clean latents."""
     rgb = latents.decode(models.vae, z0[:, :, : dit.CHANNELS])[0]
     geometry = latents.decode(models.vae, z0[:, :, dit.CHANNELS :])[0] if dit.has_geometry(models.dit) else None
@@ -68,7 +70,13 @@ def decoded(models: Models, z0: Float[Tensor, "1 F Z h w"], name: str, prompt: s
         frames=np.arange(len(rgb)),
         caption=prompt,
     )
-    return outputs.annotated(clip, predicted, geometry, min_flow_diagonals=models.knobs.latent.min_flow_diagonals)
+    return outputs.annotated(
+        clip,
+        predicted,
+        geometry,
+        min_flow_diagonals=models.knobs.latent.min_flow_diagonals,
+        gate_scene_flow=sampler.gate_scene_flow,
+    )
 
 
 def denoise(
@@ -111,7 +119,8 @@ def _hold(
     return torch.cat((diffusion.noised(known, start[:, :num], a), xt[:, num:]), dim=1)
 
 
-def _name(image: np.ndarray, prompt: str, size: tuple[int, ...], sampler: Sampler) -> str:
+def name_of(image: np.ndarray, prompt: str, size: tuple[int, ...], sampler: Sampler) -> str:
+    """A clip's id: the same for the same image, prompt, size and sampler."""
     digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=12)
     digest.update(f"{image.shape}/{prompt}/{size}/{sampler}".encode())
     return digest.hexdigest()

@@ -21,9 +21,17 @@ MIN_DEPTH = 1e-4
 
 
 def annotated(
-    clip: Clip, predicted: Predicted, geometry: Float[Tensor, "T H W 3"] | None, *, min_flow_diagonals: float
+    clip: Clip,
+    predicted: Predicted,
+    geometry: Float[Tensor, "T H W 3"] | None,
+    *,
+    min_flow_diagonals: float,
+    gate_scene_flow: bool = True,
 ) -> AnnotatedClip:
-    """The clip with depth, cameras, flow, key flow and motion as predicted (a batch of one). Nothing is metric."""
+    """The clip with depth, cameras, flow, key flow and motion as predicted (a batch of one). Nothing is metric.
+
+    `gate_scene_flow` sets scene flow to 0 where the mask says that nothing moves (equation 5).
+    """
     frames, height, width = clip.shape
     in_batch = Predicted(**{name: value.double().cpu() for name, value in vars(predicted).items()})
     world_from_key, key_intrinsics = pose.decode(in_batch.camera[0], height, width)
@@ -34,7 +42,8 @@ def annotated(
     dynamic = in_batch.dynamic_logit[0] > 0
     scene_flow = in_batch.scene_flow[0] @ nominal_from_world[:3, :3].transpose(0, 1)
     leak = scene_flow_leak(scene_flow[:-1], dynamic[:-1])
-    scene_flow = torch.where(dynamic[..., None], scene_flow, 0)
+    if gate_scene_flow:
+        scene_flow = torch.where(dynamic[..., None], scene_flow, 0)
     points = camera.pointmap(in_batch.depth[0], world_from_key, key_intrinsics)
     key_flow = _key_flow(points + scene_flow, world_from_key, key_intrinsics)
     flow = None if geometry is None else _flow(geometry.double().cpu(), key_flow, min_flow_diagonals)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shared import metrics
 from shared.clip import KEY_STRIDE, AnnotatedClip
-from train import latents, sample
+from train import generate, latents, sample
 from train.generate import Sampler, decoded, denoise
 from train.models import dit
 from train.models.parts import Models
@@ -61,7 +61,7 @@ def generate_long(
     for window in range(num_windows):
         here = replace(sampler, seed=sampler.seed + window)
         z0 = denoise(models, first, prompt, frames, here, known)
-        clip = decoded(models, z0, f"window{window}", prompt)
+        clip = decoded(models, z0, f"window{window}", prompt, here)
         if whole is None:
             whole = clip
         else:
@@ -69,7 +69,30 @@ def generate_long(
             whole, drifts = joined(whole, clip, overlap), [*drifts, drift]
         first, known = _handover(models, z0, overlap)
     assert whole is not None
-    return replace(whole, id=f"long-{sampler.seed}-{num_windows}x{frames}", frames=np.arange(len(whole.rgb))), drifts
+    scores = whole.scores | _worst(drifts)
+    name = generate.name_of(image, prompt, (num_windows, frames, overlap, height, width), sampler)
+    return replace(whole, id=name, frames=np.arange(len(whole.rgb)), scores=scores), drifts
+
+
+def _worst(drifts: list[Drift]) -> dict[str, float]:
+    """The largest of every measure over the seams; of scales the one furthest from 1."""
+    if not drifts:
+        return {}
+    found = {name: max(vars(drift)[name] for drift in drifts) for name in ("color", "depth", "position", "angle_deg")}
+    found["scale"] = max((drift.scale for drift in drifts), key=lambda scale: abs(np.log(scale)))
+    return {f"drift_{name}": float(value) for name, value in found.items()}
+
+
+def count(frames: int, window: int, overlap: int) -> int:
+    """Windows that fill a clip of `frames` exactly. Raises ValueError with the nearest length that can be filled."""
+    step = window - overlap
+    num_windows = max(1, round((frames - overlap) / step))
+    if overlap + num_windows * step != frames:
+        raise ValueError(
+            f"{frames} frames: windows of {window} that overlap by {overlap} make {overlap + num_windows * step}, or {step} more "
+            "or fewer"
+        )
+    return num_windows
 
 
 def _handover(

@@ -18,8 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import scene
 
-from shared import camera, metrics
-from train import models, pose, sample
+from train import evaluate, models, pose, sample
 from train.models.parts import Models
 from train.noise import Noise, generator
 from train.sample import Batch, Predicted
@@ -95,26 +94,10 @@ def usual(data: list[Batch]) -> Predicted:
 
 
 def errors(predicted: Predicted, batch: Batch) -> dict[str, float]:
-    """Of one clip, in units of the scene. Depth as is, and after the usual median scale of each clip."""
-    valid, moving = batch.key_valid, batch.dynamic & batch.scene_flow_valid
-    ours, true = predicted.depth[valid], batch.key_depth[valid]
-    scaled = metrics.depth(ours * (true / ours).median(), true)
-    world_from_cam, _ = pose.decode(predicted.camera, HEIGHT, WIDTH)
-    apart = (camera.invert(world_from_cam) @ batch.world_from_cam)[0, 1:].double()
-    found = {
-        "depth log-RMSE": metrics.depth(ours, true)["log_rmse"],
-        "... scaled": scaled["log_rmse"],
-        "... d1.25 scaled": scaled["delta_1"],
-        "points": float((predicted.points - batch.points).norm(dim=-1)[valid].mean()),
-        "camera position": float(apart[:, :3, 3].norm(dim=-1).mean()),
-        "camera angle (deg)": float(metrics.angle_deg(apart[:, :3, :3]).mean()),
-        "mask IoU": metrics.mask(predicted.dynamic_logit > 0, batch.dynamic)["iou"],
-    }
-    if moving.any():
-        found["scene flow, moving"] = float((predicted.scene_flow - batch.scene_flow).norm(dim=-1)[moving].mean())
-    at_rest = ~batch.dynamic & batch.scene_flow_valid
-    found["scene flow, static"] = float(predicted.scene_flow.norm(dim=-1)[at_rest].mean())
-    return found
+    """See `evaluate.prediction`; of scene flow both what the head says and what is left where the mask says that things move."""
+    gated = evaluate.prediction(evaluate.gated(predicted), batch)
+    both = {f"{name}, gated": value for name, value in gated.items() if name.startswith("scene flow")}
+    return evaluate.prediction(predicted, batch) | both
 
 
 def mean(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -171,9 +154,9 @@ def main() -> None:
         "training mean": mean([errors(usual(data), batch) for batch in unseen]),
         "nothing": mean([errors(still(batch), batch) for batch in unseen]),
     }
-    print(f"{'':22}" + "".join(f"{name:>15}" for name in columns))
+    print(f"{'':26}" + "".join(f"{name:>15}" for name in columns))
     for name in columns["held out"]:
-        print(f"{name:22}" + "".join(f"{column[name]:15.4f}" for column in columns.values()))
+        print(f"{name:26}" + "".join(f"{column[name]:15.4f}" for column in columns.values()))
     if asked.pictures:
         pictures(asked.pictures, ours[:: asked.held_out], unseen[:: asked.held_out])
 

@@ -89,6 +89,14 @@ def test_the_full_size_model_widens():
         )
     wide = dit.widen(base)
     assert sum(value.numel() for value in base.parameters()) == 5_570_479_680
+    before, after = base.state_dict(), wide.state_dict()
+    assert before.keys() == after.keys()
+    assert {name for name in before if before[name].shape != after[name].shape} == {
+        "patch_embed.proj.weight",
+        "proj_out.weight",
+        "proj_out.bias",
+    }
+    assert all(value.is_meta for value in after.values())
     assert wide.patch_embed.proj.weight.shape == (3072, 48, 2, 2)
     assert wide.proj_out.weight.shape == (128, 3072)
     assert wide.config.in_channels == 48

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import examples
 import numpy as np
 import pytest
 import scene
@@ -36,6 +37,18 @@ def test_a_video_is_dynamic_above_the_published_speed_in_enough_pairs():
     assert not evaluate.is_dynamic(flow)  # of 49 frames, 12 pairs must move
     flow[11, ..., 0] = 7
     assert evaluate.is_dynamic(flow)
+
+
+def test_at_any_rate_the_same_motion_is_as_dynamic():
+    slow = _uniform_flow(48, 4.0, 32, 32)
+    assert np.array_equal(evaluate.between_sampled(slow, slow, 8.0), slow)
+    twice = evaluate.between_sampled(slow, slow, 16.0)
+    assert twice.shape == (24, 32, 32, 2)
+    assert np.allclose(twice[..., 0], 8)
+    assert evaluate.between_sampled(slow, slow, 24.0).shape == (16, 32, 32, 2)
+    clip = scene.tiny("many_moving")
+    followed = evaluate.between_sampled(clip.flow.forward, clip.flow.forward, 32.0)
+    assert np.median(np.abs(followed - clip.key_flow.forward)) < 0.02
 
 
 def test_five_percent_of_the_pixels_are_enough():
@@ -84,6 +97,29 @@ def test_frechet_of_two_normals():
     assert evaluate.frechet(draw, draw * scale + (1 - draw.mean(0) * (scale - 1))) == pytest.approx(expected, rel=1e-9)
     with pytest.raises(ValueError, match="at least two"):
         evaluate.frechet(draw[:1], draw)
+
+
+def test_frechet_of_clips_pools_their_rows():
+    clips = [np.random.default_rng(seed).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8) for seed in range(4)]
+
+    def _colors(rgb: np.ndarray) -> torch.Tensor:
+        return torch.tensor(rgb).double().mean((1, 2))
+
+    rows = torch.cat([_colors(rgb) for rgb in clips])
+    assert evaluate.frechet_of(_colors, clips, clips[:2]) == pytest.approx(evaluate.frechet(rows, rows[:10]))
+
+
+def test_what_is_decoded_is_measured_apart_where_things_move():
+    batch = examples.batch("many_moving")
+    truth = examples.truth(batch)
+    found = evaluate.prediction(truth, batch)
+    assert max(value for name, value in found.items() if name not in ("d1.25 scaled", "mask IoU")) < 1e-2
+    assert found["mask IoU"] == 1
+    leaking = examples.changed(truth, scene_flow=truth.scene_flow + 0.1)
+    raw, gated = (evaluate.prediction(one, batch) for one in (leaking, evaluate.gated(leaking)))
+    assert raw["scene flow static"] == pytest.approx(0.1 * 3**0.5, rel=1e-4)
+    assert gated["scene flow static"] == 0
+    assert gated["scene flow moving"] == pytest.approx(raw["scene flow moving"])
 
 
 def test_geometry_against_itself_is_perfect_whatever_its_unit():
@@ -182,6 +218,6 @@ def test_video_quality_uses_what_it_is_given():
         return torch.tensor(rgb).float().flatten(1)
 
     found = evaluate.video_quality(clip, subject=_colors, background=_colors, interpolate=lambda rgb: rgb[:-1])
-    assert set(found) == {"d.d.", "object d.d.", "m.s.", "i2v-s", "s.c.", "i2v-b"}
+    assert set(found) == {"d.d.", "object d.d.", "m.s.", "i2v-s", "s.c.", "i2v-b", "b.c."}
     assert 0.5 < found["s.c."] <= 1
     assert set(evaluate.video_quality(clip)) == {"d.d.", "object d.d."}

@@ -6,7 +6,7 @@ import examples
 import pytest
 import torch
 
-from train import latents, sample
+from train import evaluate, latents, sample
 from train.models import LatentKnobs
 from train.noise import Noise
 
@@ -138,3 +138,9 @@ def test_cached_captions_equal_live_ones(tmp_path):
     assert torch.equal(cached(["a room", ""]), live(["a room", ""]))
     with pytest.raises(ValueError, match="no embedding of 'a house'"):
         cached(["a house"])
+
+
+def test_the_way_through_the_vae_is_measured():
+    found = evaluate.round_trip(examples.built().vae, examples.batch("orbit"), KNOBS)
+    assert 0 < found["AbsRel limit"] < found["AbsRel"] < 0.2
+    assert 0 <= found["EPE limit"] < found["EPE"] < 2

@@ -79,6 +79,15 @@ def test_windows_follow_each_other():
     assert whole.motion.key_scene_flow.shape == (4, 48, 64, 3)
     assert len(drifts) == 2
     assert drifts[0].color < 0.2  # the overlap is held to
+    assert whole.scores["drift_color"] == max(drift.color for drift in drifts)
+    assert whole.scores["drift_scale"] > 0
+
+
+def test_a_length_is_so_many_windows():
+    assert windows.count(49, 49, 9) == 1
+    assert windows.count(89, 49, 9) == 2
+    with pytest.raises(ValueError, match="make 89, or 40 more or fewer"):
+        windows.count(97, 49, 9)
 
 
 def test_overlaps_fill_latent_frames():

@@ -131,6 +131,16 @@ def build(knobs: ModelKnobs) -> Models:
     return _models(knobs, vae, text, transformer, dpt)
 
 
+def text_encoder(knobs: ModelKnobs) -> latents.TextEncoder:
+    """What reads the captions of a model, alone; the same weights as in `build`.
+
+    Raises ValueError if the knobs say that captions are cached already.
+    """
+    if knobs.text.kind == "cached":
+        raise ValueError("model.text.kind is cached: caching asks for t5 or bytes")
+    return build(knobs).text if knobs.base in FREE else _text(knobs, Path(knobs.base))
+
+
 def load(folder: Path) -> Models:
     """The model of a folder that `Models.save` wrote."""
     if not (folder / "model.yaml").exists():
