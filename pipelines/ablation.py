@@ -8,7 +8,6 @@ again.
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,7 +183,8 @@ def _plot(path: Path, by_arm: Mapping[str, Sequence[Mapping[str, float]]]) -> No
 
     across = 5
     figure, axes = pyplot.subplots(-(-len(COLUMNS) // across), across, figsize=(3 * across, 10), squeeze=False)
-    for axis, (title, name) in zip_longest(axes.flat, COLUMNS.items(), fillvalue=("", "")):
+    titles = [*COLUMNS.items(), *[("", "")] * (axes.size - len(COLUMNS))]
+    for axis, (title, name) in zip(axes.flat, titles):
         axis.set_title(title, fontsize=9)
         for place, found in enumerate(by_arm.values()):
             if values := [one[name] for one in found if name in one]:

@@ -69,7 +69,7 @@ def generate_long(
             whole, drifts = joined(whole, clip, overlap), [*drifts, drift]
         first, known = _handover(models, z0, overlap)
     assert whole is not None
-    scores = whole.scores | _worst(drifts)
+    scores = {**whole.scores, **_worst(drifts)}
     name = generate.name_of(image, prompt, (num_windows, frames, overlap, height, width), sampler)
     return replace(whole, id=name, frames=np.arange(len(whole.rgb)), scores=scores), drifts
 
