@@ -83,6 +83,7 @@ def train(recipe: TrainRecipe, root: str, run: str) -> Outcome:
     folder = Path(run)
     with parallel.join() as world, _stopping() as stop:
         parallel.check(recipe, world.size)
+        world = parallel.sharing(world, recipe.parallel)
         if export.is_finished(folder, recipe.num_steps):
             return Outcome(step=recipe.num_steps, finished=True, message=f"{run} is finished; its model is {run}/model")
         state = _begin(recipe, root, folder, world, stop)
@@ -238,8 +239,8 @@ def _samples(run: _Run, phase: Phase, last: int) -> reader.Samples:
         first_step=run.step,
         last_step=last,
         micro_batch=run.recipe.parallel.micro_batch,
-        rank=run.world.rank,
-        world=run.world.size,
+        rank=run.world.data_rank,
+        world=run.world.data_size,
     )
 
 

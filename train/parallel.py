@@ -8,7 +8,7 @@ bfloat16.
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,10 +37,24 @@ class World:
     device: torch.device
     group: Any
     """Of CPUs, for the few numbers that ranks tell each other without stopping a GPU."""
+    sequence: int = 1
+    """Neighboring ranks that share every sample."""
+    sequence_group: Any = None
+    """Of these neighbors."""
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of the batch this rank takes part in."""
+        return self.rank // self.sequence
+
+    @property
+    def data_size(self) -> int:
+        """Into how many shares the batch goes."""
+        return self.size // self.sequence
 
     def sum(self, values: list[float]) -> list[float]:
         """Of all ranks, each number for itself."""
@@ -80,11 +94,22 @@ def join() -> Iterator[World]:
             dist.destroy_process_group()
 
 
+def sharing(world: World, knobs: Parallel) -> World:
+    """The same ranks, so many neighbors of them to a sample. Every rank must call it."""
+    if knobs.sequence == 1:
+        return world
+    groups = [dist.new_group(range(first, first + knobs.sequence)) for first in range(0, world.size, knobs.sequence)]
+    return replace(world, sequence=knobs.sequence, sequence_group=groups[world.rank // knobs.sequence])
+
+
 def check(recipe: TrainRecipe, world_size: int) -> None:
     """Refuses a batch that ranks cannot share evenly: unequal work hangs collectives. Raises ValueError."""
-    mine, left = divmod(recipe.batch, world_size)
+    sequence = recipe.parallel.sequence
+    if world_size % sequence:
+        raise ValueError(f"parallel.sequence is {sequence}, which does not divide {world_size} ranks")
+    mine, left = divmod(recipe.batch, world_size // sequence)
     if left:
-        raise ValueError(f"batch is {recipe.batch}, which does not divide among {world_size} ranks")
+        raise ValueError(f"batch is {recipe.batch}, which does not divide among {world_size // sequence} ranks")
     if mine % recipe.parallel.micro_batch:
         raise ValueError(
             f"a rank's share of the batch is {mine}, not a multiple of parallel.micro_batch={recipe.parallel.micro_batch}"
@@ -115,6 +140,10 @@ def place(module: nn.Module, knobs: Parallel, world: World) -> None:
         if parameter.dtype != torch.float32:
             raise ValueError(f"{name} is {parameter.dtype}, trained weights must be float32: set model.dtype=float32")
     module.to(world.device)
+    if world.sequence > 1 and hasattr(module, "transformer_blocks"):
+        from train.sequence import share_tokens  # not at the top: it loads diffusers
+
+        share_tokens(module, world.sequence_group, world.sequence)
     recompute(module, knobs.recompute)
     repeated = list(blocks(module))
     if knobs.compile:

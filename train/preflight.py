@@ -73,7 +73,7 @@ def check_steps(
 
     Raises ValueError for a loss or gradient that is not finite, and for a checkpoint that does not come back as it was.
     """
-    positions = stream.positions(0, world.rank, world.size)[: recipe.parallel.micro_batch]
+    positions = stream.positions(0, world.data_rank, world.data_size)[: recipe.parallel.micro_batch]
     for phase in recipe.phases:
         parameters = thaw(phase, models, learned)
         loaded = read(stream, root, phase.stage.parts, recipe.reading, positions)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ class Stepper:
 
     def __call__(self, batches: Iterator[Loaded], step: int, phase_step: int, stop: threading.Event) -> Done:
         """Does step `step` of the run, `phase_step` of the phase (both counted from 0). `stop`: this rank is asked to end."""
-        micro_batches = self.recipe.batch // self.world.size // self.recipe.parallel.micro_batch
+        micro_batches = self.recipe.batch // self.world.data_size // self.recipe.parallel.micro_batch
         weight, failures, ids = 0.0, [], []
         for micro in range(micro_batches):
             loaded = self._next(batches)
@@ -83,8 +84,9 @@ class Stepper:
             failures.extend(loaded.failures)
             ids.extend(loaded.batch.ids)
         weight, num_failures, stops = self.world.sum([weight, float(len(failures)), float(stop.is_set())])
+        weight /= self.world.sequence
         if num_failures:
-            failures = [failure for rank in self.world.gather(failures) for failure in rank]
+            failures = self._of_all(failures)
         rate = self._learning_rate(phase_step)
         norm, updated = self._update(step, weight, rate, ids)
         return Done(
@@ -106,7 +108,7 @@ class Stepper:
         """Adds the gradient of Σ weight · loss over the mean share of a rank: ranks are averaged, so all is over the batch."""
         batch = loaded.batch.to(self.world.device)
         noise = Noise(seed=self.recipe.seed, positions=loaded.positions)
-        share = torch.tensor(self.recipe.batch / self.world.size, device=self.world.device)
+        share = torch.tensor(self.recipe.batch / self.world.data_size, device=self.world.device)
         with parallel.precision(self.recipe.parallel, self.world.device):
             losses = self.phase.stage.loss(self.models, batch, noise, share)
         losses["total"].backward()
@@ -123,7 +125,7 @@ class Stepper:
                     parameter.grad.mul_(self.recipe.batch / weight)
         norm = float(parallel.clip(self.parameters, self.recipe.adam.max_norm))
         if norm != norm or norm == float("inf"):
-            everyone = [name for rank in self.world.gather(ids) for name in rank]
+            everyone = self._of_all(ids)
             self.log.event("gradient_not_finite", step=step, samples=everyone)
             raise ValueError(f"step {step}: the gradient is not finite; its samples are {', '.join(everyone)}")
         updated = weight > 0 and not self._is_spike(step, norm, ids)
@@ -141,9 +143,13 @@ class Stepper:
         factor = self.recipe.adam.skip_spikes
         if factor is None or len(self.norms) < MIN_NORMS or norm <= factor * median(self.norms):
             return False
-        everyone = [name for rank in self.world.gather(ids) for name in rank]
+        everyone = self._of_all(ids)
         self.log.event("spike_skipped", step=step, norm=norm, median=median(self.norms), samples=everyone)
         return True
+
+    def _of_all(self, mine: list[Any]) -> list[Any]:
+        """Of all ranks, by rank; of those that share their samples, once."""
+        return [one for rank in self.world.gather(mine)[:: self.world.sequence] for one in rank]
 
     def _average(self) -> None:
         if self.recipe.adam.ema_decay is not None:

@@ -44,8 +44,8 @@ class Validation:
         """Weighted means of the phase's losses. All ranks do the same number of forward passes, or some would wait for ever."""
         if self.stream is None:
             return {}
-        rounds = -(-self.recipe.logging.num_validation // self.world.size)
-        steps = rounds * self.world.size
+        rounds = -(-self.recipe.logging.num_validation // self.world.data_size)
+        steps = rounds * self.world.data_size
         samples = Samples(
             self.stream,
             self.root,
@@ -56,7 +56,7 @@ class Validation:
             micro_batch=1,
         )
         sums = Sums()
-        for index in range(self.world.rank, steps, self.world.size):
+        for index in range(self.world.data_rank, steps, self.world.data_size):
             self._add(sums, samples, phase, index)
         mine = sums.take()
         found = dict(zip(mine, self.world.sum(list(mine.values()))))

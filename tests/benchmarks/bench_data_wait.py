@@ -92,13 +92,15 @@ def write(root: Path, size: Size, num_clips: int) -> pa.Table:
 
 
 def waits(samples: reader.Samples, step_seconds: float) -> Iterable[float]:
-    """Seconds each step waited."""
-    loaded = reader.batches(samples)
+    """Seconds each step waited, as the trainer counts them: a batch is let go while the next step runs."""
+    loaded, held = reader.batches(samples), None
     for _ in range(len(samples)):
         started = time.perf_counter()
-        next(loaded)
+        fresh = next(loaded)
         yield time.perf_counter() - started
+        held = fresh
         time.sleep(step_seconds)
+    del held
 
 
 def main() -> None:

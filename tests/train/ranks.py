@@ -33,6 +33,10 @@ def recipe(**changes) -> TrainRecipe:
     return TrainRecipe.model_validate(BASE.model_dump() | changes)
 
 
+ODD = (Size(frames=9, height=48, width=48),)
+"""27 video tokens."""
+
+
 def generator(steps: int, **changes) -> TrainRecipe:
     """The first stage alone, with other knobs."""
     return recipe(phases=(Phase(stage=Generator(), steps=steps, learning_rate=1e-2),), **changes)
@@ -44,6 +48,9 @@ RECIPES = {
     "two": generator(2),
     "four": generator(4),
     "validated": generator(1, logging=BASE.logging.model_copy(update={"validate_every": 1, "num_validation": 3})),
+    "odd": generator(2, sizes=ODD),
+    "shared": generator(2, sizes=ODD, parallel=Parallel(recompute="selective", sequence=2)),
+    "shared_joint": recipe(preflight=True, parallel=Parallel(recompute="none", sequence=2)),
     "half": generator(1, parallel=Parallel(recompute="selective", precision="bfloat16")),
 }
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from train import loop, models, parallel
+from train import loop, models, parallel, sequence
 from train.log import read
 from train.models import ModelKnobs
 from train.noise import Noise
@@ -33,6 +33,8 @@ def two_ranks(root, tmp_path_factory):
         "four",
         "validated",
         "half",
+        "shared",
+        "shared_joint",
     )
     return folder
 
@@ -41,7 +43,7 @@ def two_ranks(root, tmp_path_factory):
 def one_rank(root, tmp_path_factory):
     """Folders of the same recipes trained here, alone."""
     folder = tmp_path_factory.mktemp("one")
-    for name in ("stages", "four", "validated"):
+    for name in ("stages", "four", "validated", "odd"):
         loop.train(ranks.RECIPES[name], str(root), str(folder / name))
     return folder
 
@@ -104,6 +106,20 @@ def test_half_precision_is_close_and_its_weights_stay_whole(two_ranks):
     assert losses(two_ranks / "half")[0] == pytest.approx(losses(two_ranks / "four")[0], rel=0.01)
     assert losses(two_ranks / "half")[0] != losses(two_ranks / "four")[0]
     assert {value.dtype for value in weights(two_ranks / "half").values()} == {torch.float32}
+
+
+def test_two_ranks_that_share_a_sample_train_what_one_trains(two_ranks, one_rank):
+    """Losses and lengths of gradients; also of 27 video tokens, which two ranks cannot divide, with blocks recomputed."""
+    for shared, alone in (("shared", "odd"), ("shared_joint", "stages")):
+        mine, theirs = (read(folder / "metrics.jsonl") for folder in (two_ranks / shared, one_rank / alone))
+        assert len(mine) == len(theirs) >= 2
+        for name in ("loss.total", "grad_norm"):
+            assert [r[name] for r in mine] == pytest.approx([r[name] for r in theirs], rel=2e-4), (shared, name)
+
+
+def test_heads_that_ranks_cannot_share_are_refused():
+    with pytest.raises(ValueError, match="the transformer's 2 heads do not divide among so many ranks"):
+        sequence.share_tokens(models.build(ModelKnobs()).dit, None, 3)
 
 
 def test_the_first_rank_alone_writes_logs(two_ranks):
@@ -183,8 +199,10 @@ def test_batches_that_ranks_cannot_share_are_refused():
         parallel.check(ranks.BASE, 3)
     with pytest.raises(ValueError, match=r"share of the batch is 1, not a multiple of parallel\.micro_batch=4"):
         parallel.check(ranks.recipe(parallel=Parallel(micro_batch=4)), 2)
-    with pytest.raises(ValueError, match="one sample's tokens are not split among ranks"):
-        Parallel(sequence=2)
+    with pytest.raises(ValueError, match=r"parallel\.sequence is 2, which does not divide 3 ranks"):
+        parallel.check(ranks.recipe(parallel=Parallel(sequence=2)), 3)
+    with pytest.raises(ValueError, match="with compile=true was never tried"):
+        Parallel(sequence=2, compile=True)
 
 
 def test_every_repeated_block_is_found():
