@@ -69,11 +69,13 @@ def train(
     run: Run,
     recipe: Annotated[str, typer.Option(help="tiny, small, paper, or a .yaml file.")] = "tiny",
     set_: Set = [],  # noqa: B006
+    address: Annotated[str | None, typer.Option(help="A Ray cluster whose actors become the ranks.")] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Actors of Ray; without it, one for each GPU there.")] = None,
 ) -> None:
-    """Train the widened DiT and the temporal DPT on the selected clips. Run it again to resume; use torchrun for several GPUs."""
+    """Train the widened DiT and the temporal DPT on the selected clips. Run it again to resume; several GPUs: torchrun, or Ray."""
     from pipelines import recipes, training
 
-    training.train(out, run, recipes.train_recipe(recipe, set_))
+    training.train(out, run, recipes.train_recipe(recipe, set_), address=address, ranks=ranks)
 
 
 @app.command()

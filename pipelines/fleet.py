@@ -114,7 +114,7 @@ class RayActors:
     """Ray Core actors, on a Ray of our own or on the cluster at `address`. Shuts down only what it started."""
 
     def __init__(self, address: str | None = None) -> None:
-        self._ray, self._ours = _ray(address)
+        self._ray, self._ours = connect(address)
         self._actors: dict[int, Any] = {}
         self._nodes: dict[int, str] = {}
         self._busy: dict[Any, tuple[int, float]] = {}
@@ -213,7 +213,7 @@ class _SeatActor(seat.Seat):
         return Outcome()
 
 
-def _ray(address: str | None) -> tuple[Any, bool]:
+def connect(address: str | None) -> tuple[Any, bool]:
     """Ray, quiet, and whether it was started here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:  # on Linux, too, nothing outside this machine shall reach what we start

@@ -15,14 +15,20 @@ STOPPED = 143
 """What a shell says of a program that SIGTERM ended."""
 
 
-def train(out: str, run: str, recipe: TrainRecipe) -> None:
+def train(out: str, run: str, recipe: TrainRecipe, *, address: str | None = None, ranks: int | None = None) -> None:
     """Train on the selection of the annotated run `out`, into the folder `run`; goes on where it finds itself.
 
+    `address` is a Ray cluster whose actors become its ranks, `ranks` of them; without it, `ranks` are processes of this machine.
     Stopped by a signal it saves, and the exit status says that the run is not whole.
     """
-    from train import loop
+    if address is None and ranks is None:
+        from train import loop
 
-    outcome = loop.train(recipe, out, run)
+        outcome = loop.train(recipe, out, run)
+    else:
+        from pipelines import ranks as ranks_
+
+        outcome = ranks_.train(recipe, out, run, address=address, ranks=ranks)
     print(outcome.message)
     if not outcome.finished:
         raise SystemExit(STOPPED)

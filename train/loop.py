@@ -74,14 +74,14 @@ class _Run:
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
 
 
-def train(recipe: TrainRecipe, root: str, run: str) -> Outcome:
+def train(recipe: TrainRecipe, root: str, run: str, stop: threading.Event | None = None) -> Outcome:
     """Trains on the selection in `root` and leaves everything in `run`; called again, it goes on where it was.
 
-    Alone, under torchrun or under Ray Train. SIGTERM saves and returns at the end of the step. Raises ValueError, one sentence, for
-    what cannot work.
+    Alone, or as one of the ranks that torchrun or Ray started. SIGTERM, or `stop` set by another thread, saves and returns at the
+    end of the step. Raises ValueError, one sentence, for what cannot work.
     """
     folder = Path(run)
-    with parallel.join() as world, _stopping() as stop:
+    with parallel.join() as world, _stopping(stop) as stop:
         parallel.check(recipe, world.size)
         world = parallel.sharing(world, recipe.parallel)
         if export.is_finished(folder, recipe.num_steps):
@@ -284,9 +284,9 @@ def _save(run: _Run, stepper: Stepper, *, wait: bool) -> None:
 
 
 @contextmanager
-def _stopping() -> Iterator[threading.Event]:
+def _stopping(asked: threading.Event | None) -> Iterator[threading.Event]:
     """An event that SIGTERM sets: the machine is wanted back, and there is time for the step and a checkpoint."""
-    asked = threading.Event()
+    asked = asked or threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked  # only the main thread may listen to signals
         return

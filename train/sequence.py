@@ -60,7 +60,7 @@ class _Shared:
         hidden_states: Float[Tensor, "B n D"],
         encoder_hidden_states: Float[Tensor, "B l D"],
         attention_mask: None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        image_rotary_emb: Any = None,
     ) -> tuple[Float[Tensor, "B n D"], Float[Tensor, "B l D"]]:
         """As diffusers' own processor, with heads for tokens traded before attention and back after it."""
         num_text = encoder_hidden_states.shape[1]
