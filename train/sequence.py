@@ -73,8 +73,9 @@ class _Shared:
         key = key if attn.norm_k is None else attn.norm_k(key)
         query, key, value = (self._whole(part, num_text) for part in (query, key, value))
         if image_rotary_emb is not None:
-            query[:, :, self.num_text :] = apply_rotary_emb(query[:, :, self.num_text :], image_rotary_emb)
-            key[:, :, self.num_text :] = apply_rotary_emb(key[:, :, self.num_text :], image_rotary_emb)
+            for part in (query, key):
+                turned: Any = apply_rotary_emb(part[:, :, self.num_text :], image_rotary_emb)
+                part[:, :, self.num_text :] = turned
         found = F.scaled_dot_product_attention(query, key, value)
         found = self._part(found).transpose(1, 2).flatten(2)
         found = attn.to_out[1](attn.to_out[0](found))
