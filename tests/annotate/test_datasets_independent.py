@@ -11,6 +11,7 @@ from miniatures import imported
 from miniatures.independent import extra_sets, paper_sets
 from miniatures.independent.world import World
 
+from annotate.datasets import importing
 from pipelines import annotation, recipes
 from pipelines.datasets import DATASETS
 from shared.clip import AnnotatedClip
@@ -160,6 +161,17 @@ def test_a_scene_that_fails_its_check_stands_between_two_that_are_imported(tmp_p
     }
     assert "if its poses are inverted" in rows["second"]["reason"]
     assert "%" in rows["second"]["reason"]
+
+
+def test_one_missing_frame_is_called_a_gap_and_does_not_slow_the_scene_down(tmp_path: Path) -> None:
+    paper_sets.bedlam(tmp_path, WORLD)
+    next(tmp_path.rglob("*_0003_depth.exr")).unlink()
+    scene = imported.only_scene(DATASETS["bedlam"], tmp_path)
+    (span,) = importing.spans(scene, imported.cut(30, frames=WORLD.num_frames), {})
+    assert span.reason.startswith("gaps: 1 ")
+    (span,) = importing.spans(scene, imported.cut(30, frames=3), {})
+    assert span.reason == ""
+    assert span.frames.tolist() == [0, 1, 2]
 
 
 def _annotate(source: str, out: Path, frames: int, fps: float, height: int, width: int) -> None:
