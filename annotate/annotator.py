@@ -45,6 +45,9 @@ class Annotator(Knobs):
     licence: ClassVar[str] = "Apache-2.0"
     """The terms that its code *and weights* bring to the labels; written into every clip's index row."""
 
+    tries_small: ClassVar[bool] = True
+    """False: a few small frames prove nothing about it; its `load()` says whether it works."""
+
     cpus: float = 1.0
     gpus: float = 0.0
 

@@ -19,6 +19,7 @@ from pipelines import ledger, packing, places, plan, preflight, progress, source
 from pipelines.blocks import Settings
 from pipelines.fleet import Crew, Inline, Place, RayActors
 from pipelines.funnel import Funnel, count
+from pipelines.lease import Lease
 from pipelines.loop import Loop
 from shared import files, knobs
 
@@ -79,7 +80,7 @@ def annotate(
         annotator.check()
     preflight.check_output(out)
     preflight.check_codecs()
-    with preflight.alone(out):
+    with preflight.alone(out), Lease(out) as lease:
         run = _claim(out, source, recipe, redo=redo)
         listing = plan.Plan(out, source, run, recipe, recipe.fleet.block_videos, limit)
         if listing.num_videos == 0:
@@ -89,7 +90,7 @@ def annotate(
             _open_again(out, run, settings, retry)
         display = progress.Display(out, console)
         start = crew or (lambda: _start(recipe, inline=inline, address=address))
-        total = _work(listing, out, recipe, settings, start, display)
+        total = _work(listing, out, recipe, settings, start, display, lease)
         _retire(out, run, settings)
         _sweep(out, settings)
     return _summary(total, listing.num_videos, time.monotonic() - began, source)
@@ -146,6 +147,7 @@ def _work(
     settings: Settings,
     start: Callable[[], tuple[Crew, list[Place]]],
     display: progress.Display,
+    lease: Lease,
 ) -> Funnel:
     """Everything that is not committed yet. No worker is started if there is nothing."""
     committed = packing.committed_blocks(settings.shards)
@@ -159,6 +161,11 @@ def _work(
     events.say("run", run=listing.run, videos=listing.num_videos, recipe=recipe.model_dump(mode="json"))
     crew, seats = start()
     preflight.check_room(settings.spool, settings.clip_bytes, len(seats))
+
+    def look(funnel: Funnel, busy: int) -> None:
+        lease.check()
+        display.update(funnel, listing.num_videos, busy, len(seats))
+
     try:
         loop = Loop(
             crew=crew,
@@ -169,7 +176,7 @@ def _work(
             blocks=itertools.chain((first,), blocks),
             standings=lambda name: told.pop(name, {}),
             say=events.say,
-            look=lambda funnel, busy: display.update(funnel, listing.num_videos, busy, len(seats)),
+            look=look,
             committed=before,
         )
         with _terminated():

@@ -117,7 +117,9 @@ class Worker:
     def _load(self, threads: int) -> Annotators:
         from pipelines.chain import Chain  # not at the top: a worker that only cuts needs no torch
 
-        return Chain(self._recipe, threads)
+        chain = Chain(self._recipe, threads)
+        chain.trial()
+        return chain
 
     def __call__(self, task: Task) -> dict[str, Any]:
         return {"cut": self._cut, "clip": self._annotate, "pack": packing.pack}[task.kind](**task.body)

@@ -21,6 +21,7 @@ class Vipe(Annotator):
     """ViPE 1.2 (nv-tlabs/vipe) in its own Python. Needs CUDA there; fills cameras, depth, instances and sky."""
 
     licence: ClassVar[str] = "AGPL-3.0 AND CC-BY-NC-4.0"
+    tries_small: ClassVar[bool] = False
 
     kind: Literal["vipe"] = "vipe"
     gpus: float = 1.0

@@ -12,6 +12,7 @@ import yaml
 
 from pipelines import annotation, ledger, loop, plan
 from pipelines.fleet import Inline, Local, RayActors
+from pipelines.lease import Lease
 from pipelines.recipes import AnnotateRecipe
 from shared import shards
 
@@ -305,3 +306,10 @@ def test_a_changed_knob_redoes_what_depends_on_it_and_nothing_else(videos: Path,
     cameras = quick.recipe().cameras.model_dump() | {"cpus": 2.0}
     assert redone(motion=motion, cameras=cameras) == {"made_cameras": 12, "made_depth": 12, "made_motion": 12}
     assert redone(motion=motion, cameras=cameras, screen={"luminance": {"min": 1.0, "max": 255.0}}) == {}
+
+
+def test_a_second_run_in_one_bucket_is_refused(videos: Path, bucket: str) -> None:
+    recipe, out = quick.recipe(), f"{bucket}/out"
+    with Lease(out), pytest.raises(ValueError, match=r"another run is at work here \(process \d+\)"):
+        annotation.annotate(str(videos), out, recipe, crew=quick.local(recipe, 1))
+    assert plan.runs(out) == {}
