@@ -77,8 +77,11 @@ def encode_flow(flow: Float32[np.ndarray, "P H W 2"]) -> bytes:
     largest = float(np.abs(flow).max(initial=0))
     for step in FLOW_STEPS_PX:
         if largest <= step * (_CENTER - 1):
-            codes = np.rint(flow * np.float32(1 / step)).astype(np.int32) + _CENTER
-            codes = _planar(codes.astype(np.uint16))
+            pairs, height, width, _ = flow.shape
+            codes = np.empty((pairs, 2, height, width), np.uint16)
+            for pair in range(pairs):  # one by one they stay in the processor's cache
+                scaled = np.rint(_channels_first(flow[pair]) * np.float32(1 / step))
+                codes[pair] = scaled + np.float32(_CENTER)
             return _pack(codes, "linear", delta=True, step=step, offset=-_CENTER * step)
     raise ValueError(f"reaches {largest:g} px, expected at most {FLOW_STEPS_PX[-1] * (_CENTER - 1):g} px")
 
@@ -96,9 +99,9 @@ def decode_flow(data: bytes) -> Float32[np.ndarray, "P H W 2"]:
 
 def encode_scene_flow(scene_flow: Float32[np.ndarray, "P H W 3"]) -> bytes:
     """f16: error at most 2^-11 of a component, or 2^-38 of the largest where that is more; 0 stays exactly 0."""
-    return min(
-        _pack_half(scene_flow), _pack_half(scene_flow, delta=True), key=len
-    )  # noise gains nothing from differences
+    half, step = _as_half(scene_flow)
+    # noise gains nothing from differences
+    return min(_pack_half(half, step), _pack_half(half, step, delta=True), key=len)
 
 
 def decode_scene_flow(data: bytes) -> Float32[np.ndarray, "P H W 3"]:
@@ -107,7 +110,7 @@ def decode_scene_flow(data: bytes) -> Float32[np.ndarray, "P H W 3"]:
 
 def encode_points(p_cam: Float32[np.ndarray, "T H W 3"]) -> bytes:
     """As scene flow, in error too."""
-    return _pack_half(p_cam, delta=True)
+    return _pack_half(*_as_half(p_cam), delta=True)
 
 
 decode_points = decode_scene_flow
@@ -115,7 +118,7 @@ decode_points = decode_scene_flow
 
 def encode_uncertainty(uncertainty: Float32[np.ndarray, "P H W"]) -> bytes:
     """Error at most 0.5 %, or 2^-38 of the largest value: it weighs, it is no measurement."""
-    return _pack_half(uncertainty, delta=True, drop_bits=_UNCERTAINTY_BITS)
+    return _pack_half(*_as_half(uncertainty), delta=True, drop_bits=_UNCERTAINTY_BITS)
 
 
 def decode_uncertainty(data: bytes) -> Float32[np.ndarray, "P H W"]:
@@ -249,28 +252,41 @@ def _rate(fps: float) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
 
-def _planar(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.moveaxis(array, -1, 1))
+def _channels_first(image: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(image, -1, 0))
 
 
 def _channels_last(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(array, 1, -1))
 
 
-def _pack_half(array: Float32[np.ndarray, "*shape"], delta: bool = False, drop_bits: int = 0) -> bytes:
+def _as_half(array: Float32[np.ndarray, "*shape"]) -> tuple[UInt16[np.ndarray, "*planar"], float]:
+    """Bits of f16, channels before rows, and what they are multiples of."""
     if not np.isfinite(array).all():
         raise ValueError(f"{np.count_nonzero(~np.isfinite(array))} values are not finite")
     largest = float(np.abs(array).max(initial=0))
     if largest >= 2.0**127:
         raise ValueError(f"reaches {largest:g}, expected less than 1.7e38")
     exponent = max(math.frexp(largest)[1] - _HALF_EXPONENT, _FIRST_EXPONENT) if largest else 0
-    half = np.ldexp(array, -exponent).astype(np.float16).view(np.uint16)
-    half = _planar(half) if half.ndim == 4 else half
+    step = math.ldexp(1.0, exponent)
+    if array.ndim != 4:
+        return _scaled(array, step), step
+    half = np.empty((array.shape[0], array.shape[3], *array.shape[1:3]), np.uint16)
+    for number, image in enumerate(array):  # one by one they stay in the processor's cache
+        half[number] = _scaled(_channels_first(image), step)
+    return half, step
+
+
+def _scaled(array: Float32[np.ndarray, "*shape"], step: float) -> UInt16[np.ndarray, "*shape"]:
+    return (array * np.float32(1 / step)).astype(np.float16).view(np.uint16)
+
+
+def _pack_half(half: UInt16[np.ndarray, "*shape"], step: float, delta: bool = False, drop_bits: int = 0) -> bytes:
     if drop_bits:
         half = (half + np.uint16(1 << (drop_bits - 1))) & np.uint16(~((1 << drop_bits) - 1) & 0xFFFF)
     if delta:
         half = np.where(half >> 15, ~half, half | 0x8000)  # in the order of the numbers they stand for
-    return _pack(half, "half", delta=delta, step=math.ldexp(1.0, exponent))
+    return _pack(half, "half", delta=delta, step=step)
 
 
 def _unpack_half(data: bytes) -> Float32[np.ndarray, "*shape"]:
@@ -328,10 +344,13 @@ def _pack(
 ) -> bytes:
     shape = codes.shape if shape is None else shape
     header = {"wrz": VERSION, "kind": kind, "shape": shape, "delta": delta, "step": step, "offset": offset}
-    if delta:
-        codes = _zigzag(_difference(codes))
-    planes = [(codes >> 8 * place).astype(np.uint8) for place in range(_DTYPES[kind].itemsize)]
-    body = _zstd().compress(np.stack(planes).tobytes(), asbytes=True)
+    images = codes if codes.ndim > 2 else codes[None]
+    planes = np.empty((_DTYPES[kind].itemsize, *images.shape), np.uint8)
+    for number, image in enumerate(images):  # one by one they stay in the processor's cache
+        whole = _zigzag(_difference(image)) if delta else image
+        for place in range(len(planes)):
+            planes[place, number] = whole >> 8 * place
+    body = _zstd().compress(planes, asbytes=True)
     return json.dumps(header, separators=(",", ":")).encode() + b"\n" + body
 
 
