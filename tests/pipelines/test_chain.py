@@ -31,7 +31,7 @@ def test_a_model_that_fails_on_its_first_frames_ends_the_run_before_a_clip_is_to
     monkeypatch.setattr(Dis, "load", load)
     crew = Inline()
     crew.start(0, one(AnnotateRecipe()))
-    ((_, outcome),) = crew.wait(0)
+    ((_, outcome),) = crew.wait(0.0)
     assert outcome.fault is not None
     assert outcome.fault.kind == "start_failed"
     assert outcome.fault.message == (
