@@ -104,6 +104,19 @@ def ablate(
 
 
 @app.command()
+def sweep(
+    out: Out,
+    to: Annotated[str, typer.Argument(help="The sweep's folder.")],
+    recipe: Annotated[str, typer.Option(help="default, or a .yaml file.")] = "default",
+    set_: Set = [],  # noqa: B006
+) -> None:
+    """Confidence thresholds, selection, short training, metrics: one table and one plot. Run it again to go on."""
+    from pipelines import sweep as sweep_
+
+    sweep_.sweep(out, to, sweep_.sweep_recipe(recipe, set_))
+
+
+@app.command()
 def generate(
     run: Run,
     out: Out,

@@ -44,7 +44,9 @@ def is_remote(uri: Uri) -> bool:
 
 
 def join(folder: Uri, *names: str) -> str:
-    """The uri of a name below a folder."""
+    """The uri of a name below a folder; a first name that is absolute (a path or a uri) stands by itself."""
+    if names and (names[0].startswith("/") or "://" in names[0]):
+        return "/".join(names)
     return "/".join([os.fspath(folder).rstrip("/"), *names])
 
 

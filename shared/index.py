@@ -65,7 +65,7 @@ SELECTION = pa.schema(
         ("fps", pa.float32()),
         ("caption", pa.string()),
         ("work_key", pa.string()),
-        ("shard", pa.string()),  # path of the tar, relative to the run's folder: "shards/x.tar"
+        ("shard", pa.string()),  # path of the tar, relative to the run's folder: "shards/x.tar"; or a whole uri
         ("parts", PARTS),
     ]
 )
