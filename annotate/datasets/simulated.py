@@ -1,23 +1,27 @@
-"""Endless clips with exact truth: rooms, falling and rolling things and swinging arms, simulated and rendered with MuJoCo.
+"""Endless clips with exact truth: rooms, things that fall, roll, swing and bend, simulated and rendered with MuJoCo.
 
-`mujoco:100` is a hundred scenes; a number is all that a scene is made from. Truth follows from the poses of rigid bodies: depth and
-the body that each pixel shows are rendered, where its point is at any other time follows from that body's pose.
+`mujoco:100` is a hundred scenes; a number is all that a scene is made from. Depth and what each pixel shows are rendered. Where its
+point is at any other time follows from the pose of its body, if that is rigid; on cloth and jelly it follows from the triangle that
+the pixel's ray meets: the same point between the triangle's corners, wherever these have gone.
 """
 
 import ctypes.util
+import importlib.util
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
 from pydantic import Field as Knob
 
 from annotate.datasets import poses
 from annotate.datasets.dataset import About, Facts, Field, Frame, Scene
 from shared.knobs import Knobs
 
-STEPS_A_FRAME = 10
+STEPS_A_FRAME = (12, 48)
+"""Of the simulation; the second where the first is too coarse for what meets there."""
 TEXELS = 256
 FAR_M = 40.0
 CAMERAS = ("lateral", "orbit", "dolly", "handheld", "static")
@@ -25,6 +29,24 @@ _PREFIX = "mujoco://"
 _NO_SCREEN = "mujoco: cannot draw without a screen ({}): apt install libosmesa6, or libegl1"
 _REMEMBERED = 3
 """Frames whose depth and bodies are kept: neighbors ask for them again."""
+_ON_FACE, _NEAR_FACE = 1e-4, 0.3
+"""How far outside a triangle, as a share of it, a pixel's ray may pass: rounding, and pixels that drivers give to edges."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Seen:
+    """What the pixels of one frame show."""
+
+    z: Float32[np.ndarray, "H W"]
+    """0 where it is far away."""
+    geoms: Int64[np.ndarray, "H W"]
+    """-1: none."""
+    soft: Int64[np.ndarray, "H W"]
+    """Which deforming thing; -1: none."""
+    faces: Int64[np.ndarray, "H W"]
+    """Which triangle of all that are drawn of deforming things; -1: none."""
+    weights: Float32[np.ndarray, "H W 3"]
+    """Of that triangle's corners, where the pixel's ray meets it."""
 
 
 class Mujoco(Knobs):
@@ -37,7 +59,7 @@ class Mujoco(Knobs):
         where="pip install 'worldreel[mujoco]'; apt install libosmesa6 where there is no EGL",
         size="endless: mujoco:100 makes scenes 0 to 99, mujoco:100-199 the next hundred",
         layout="mujoco:COUNT or mujoco:FIRST-LAST",
-        brings="metric depth, cameras, flow, exact scene flow, instances, dynamic pixels",
+        brings="metric depth, cameras, flow, exact scene flow (of rigid, jointed and deforming things), instances, dynamic pixels",
     )
     height: Annotated[int, Knob(ge=32)] = 240
     width: Annotated[int, Knob(ge=32)] = 368
@@ -55,7 +77,7 @@ class Mujoco(Knobs):
         low, high = (int(first), int(last)) if first else (0, int(last) - 1)
         return (f"{_PREFIX}{seed:06d}" for seed in range(low, high + 1))
 
-    def open(self, uri: str) -> Scene:
+    def open(self, uri: str) -> "_Scene":
         return _Scene(uri, self)
 
 
@@ -68,7 +90,7 @@ class MujocoRgb(Mujoco):
 
 class _Scene(Scene):
     def __init__(self, uri: str, knobs: Mujoco) -> None:
-        self._mujoco, self._knobs = _mujoco(), knobs
+        self._mujoco, self._knobs, self._uri = _mujoco(), knobs, uri
         self._rng = np.random.default_rng(int(uri.removeprefix(_PREFIX)))
         focal = knobs.width * self._rng.uniform(0.75, 1.2)
         self._k = np.array([focal, focal, knobs.width / 2, knobs.height / 2])
@@ -76,9 +98,19 @@ class _Scene(Scene):
         self._model = self._mujoco.MjModel.from_xml_string(text, assets=textures)
         self._data = self._mujoco.MjData(self._model)
         self._world_from_cam = _path(self._rng, knobs.frames, knobs.fps)
-        self._states, self._places, self._turns = self._simulate()
+        self._looks = self._mujoco.MjvOption()
+        self._looks.flags[self._mujoco.mjtVisFlag.mjVIS_FLEXSKIN] = True
+        rigid = (self._mujoco.mjtJoint.mjJNT_FREE, self._mujoco.mjtJoint.mjJNT_HINGE)
+        moves = np.isin(self._model.jnt_type[self._model.dof_jntid], rigid)
+        start = np.where(moves, self._rng.normal(0, 1.5, self._model.nv), 0)
+        simulated = next((s for steps in STEPS_A_FRAME if (s := self._simulate(start, steps)) is not None), None)
+        if simulated is None:
+            raise ValueError(f"{uri}: its simulation is unstable, expected a steady one; leave this number out")
+        self._states, self._places, self._turns, self._corners, self._owners = simulated
+        self.first_soft = int(self._model.nbody)
+        """Instances from this number on deform."""
         self._renderers: dict[int, Any] = {}
-        self._known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._known: dict[int, _Seen] = {}
         self.facts = Facts(
             uri=uri,
             licence=knobs.licence,
@@ -88,41 +120,68 @@ class _Scene(Scene):
             shots=(np.arange(knobs.frames),),
         )
 
-    def _simulate(self) -> tuple[list[np.ndarray], Float64[np.ndarray, "T G 3"], Float64[np.ndarray, "T G 3 3"]]:
-        """States, and positions and rotations of every geom, at every frame."""
-        self._model.opt.timestep = 1 / (self._knobs.fps * STEPS_A_FRAME)
-        self._data.qvel[:] = self._rng.normal(0, 1.5, self._model.nv)
-        states, places, turns = [], [], []
+    def _simulate(
+        self, start: Float64[np.ndarray, " V"], steps: int
+    ) -> (
+        tuple[
+            list[np.ndarray],
+            Float64[np.ndarray, "T G 3"],
+            Float64[np.ndarray, "T G 3 3"],
+            Float32[np.ndarray, "T F 3 3"],
+            Int64[np.ndarray, " F"],
+        ]
+        | None
+    ):
+        """States, positions and rotations of every geom, and corners of every deforming triangle at every frame; whose each is.
+
+        None if that many steps a frame do not keep it stable.
+        """
+        mj, model, data = self._mujoco, self._model, self._data
+        mj.mj_resetData(model, data)
+        model.opt.timestep = 1 / (self._knobs.fps * steps)
+        data.qvel[:] = start
+        drawn = mj.MjvScene(model, maxgeom=1000)
+        states, places, turns, corners = [], [], [], []
         for _ in range(self._knobs.frames):
-            self._mujoco.mj_forward(self._model, self._data)
-            states.append(self._data.qpos.copy())
-            places.append(self._data.geom_xpos.copy())
-            turns.append(self._data.geom_xmat.reshape(-1, 3, 3).copy())
-            for _ in range(STEPS_A_FRAME):
-                self._mujoco.mj_step(self._model, self._data)
-        return states, np.stack(places), np.stack(turns)
+            mj.mj_forward(model, data)
+            states.append(data.qpos.copy())
+            places.append(data.geom_xpos.copy())
+            turns.append(data.geom_xmat.reshape(-1, 3, 3).copy())
+            mj.mjv_updateScene(model, data, self._looks, None, mj.MjvCamera(), mj.mjtCatBit.mjCAT_ALL, drawn)
+            corners.append(_faces(drawn))
+            for _ in range(steps):
+                mj.mj_step(model, data)
+            if any(warning.number for warning in data.warning):
+                return None
+        owners = np.repeat(np.arange(model.nflex), drawn.flexfaceused)
+        return states, np.stack(places), np.stack(turns), np.stack(corners), owners
 
     def frame(self, number: int) -> Frame:
         self._pose(number)
         rgb = self._shrunk(self._drawn(self._knobs.supersampling).copy())
         if not self._knobs.truth:
             return Frame(rgb=rgb)
-        z, geoms = self._seen(number)
-        roots = np.where(geoms >= 0, self._model.body_rootid[self._model.geom_bodyid[np.maximum(geoms, 0)]], 0)
+        seen = self._seen(number)
         return Frame(
             rgb=rgb,
-            z=z,
-            instances=roots.astype(np.int32),
+            z=seen.z,
+            instances=self._instances(seen),
             world_from_cam=self._world_from_cam[number],
             intrinsics=self._k,
         )
+
+    def _instances(self, seen: _Seen) -> Int32[np.ndarray, "H W"]:
+        """The body that a linkage hangs on; deforming things are counted after all bodies."""
+        roots = self._model.body_rootid[self._model.geom_bodyid[np.maximum(seen.geoms, 0)]]
+        rigid = np.where(seen.geoms >= 0, roots, 0)
+        return np.where(seen.soft >= 0, self.first_soft + seen.soft, rigid).astype(np.int32)
 
     def flow(self, start: int, end: int) -> Field | None:
         """Where each pixel's point is seen at any other time, hidden or not."""
         if not self._knobs.truth:
             return None
-        z, geoms = self._seen(start)
-        there = poses.moved(poses.inverse(self._world_from_cam[end]), self._carried(z, geoms, start, end)[1])
+        z = self._seen(start).z
+        there = poses.moved(poses.inverse(self._world_from_cam[end]), self._carried(start, end)[1])
         valid = (z > 0) & (there[..., 2] > 0.05)
         safe = np.where(valid, there[..., 2], 1.0)[..., None]
         uv = there[..., :2] / safe * self._k[:2] + self._k[2:]
@@ -132,24 +191,27 @@ class _Scene(Scene):
     def scene_flow(self, start: int, end: int, frame: Frame) -> Field | None:
         if not self._knobs.truth:
             return None
-        z, geoms = self._seen(start)
-        before, after = self._carried(z, geoms, start, end)
-        valid = z > 0
-        moves = valid & (self._model.geom_bodyid[np.maximum(geoms, 0)] > 0)
+        seen = self._seen(start)
+        before, after = self._carried(start, end)
+        valid = seen.z > 0
+        moves = valid & ((self._model.geom_bodyid[np.maximum(seen.geoms, 0)] > 0) | (seen.soft >= 0))
         return Field(values=np.where(moves[..., None], after - before, 0).astype(np.float32), valid=valid)
 
     def caption(self, numbers: np.ndarray) -> str:
-        return "things fall, roll and swing in a room"
+        return "things fall, roll, swing and bend in a room"
 
-    def _carried(
-        self, z: Float32[np.ndarray, "H W"], geoms: np.ndarray, start: int, end: int
-    ) -> tuple[Float64[np.ndarray, "H W 3"], Float64[np.ndarray, "H W 3"]]:
-        """World points of every pixel at the two times: each rides on its geom."""
-        here = poses.moved(self._world_from_cam[start], poses.lifted(z, self._k))
-        g = np.maximum(geoms, 0)
+    def _carried(self, start: int, end: int) -> tuple[Float64[np.ndarray, "H W 3"], Float64[np.ndarray, "H W 3"]]:
+        """World points of every pixel at the two times: each rides on its geom, or stays where it is in its triangle."""
+        seen = self._seen(start)
+        here = poses.moved(self._world_from_cam[start], poses.lifted(seen.z, self._k))
+        g = np.maximum(seen.geoms, 0)
         turn = self._turns[end] @ self._turns[start].transpose(0, 2, 1)
-        away = (turn[g] @ (here - self._places[start][g])[..., None])[..., 0]
-        return here, self._places[end][g] + away
+        there = self._places[end][g] + (turn[g] @ (here - self._places[start][g])[..., None])[..., 0]
+        on = seen.faces >= 0
+        for points, number in ((here, start), (there, end)):
+            corners = self._corners[number][seen.faces[on]].astype(np.float64)
+            points[on] = np.einsum("nk,nkc->nc", seen.weights[on], corners)
+        return here, there
 
     def _pose(self, number: int) -> None:
         """Bodies and camera as they are at this frame."""
@@ -160,29 +222,44 @@ class _Scene(Scene):
         self._data.mocap_pos[0], self._data.mocap_quat[0] = pose[:3, 3], quaternion
         self._mujoco.mj_forward(self._model, self._data)
 
-    def _seen(self, number: int) -> tuple[Float32[np.ndarray, "H W"], np.ndarray]:
-        """(Depth, 0 where it is far away; the number of the geom, -1 where there is none)."""
+    def _seen(self, number: int) -> _Seen:
         if number not in self._known:
-            self._known[number] = self._drawn_truth(number)
+            self._known[number] = self._truth_of(number)
             for old in list(self._known)[:-_REMEMBERED]:
                 del self._known[old]
         return self._known[number]
 
-    def _drawn_truth(self, number: int) -> tuple[Float32[np.ndarray, "H W"], np.ndarray]:
+    def _truth_of(self, number: int) -> _Seen:
         self._pose(number)
+        z, ids, kinds = self.drawn_truth()
+        geoms = np.where(kinds == int(self._mujoco.mjtObj.mjOBJ_GEOM), ids, -1)
+        soft = np.where(kinds == int(self._mujoco.mjtObj.mjOBJ_FLEX), ids, -1)
+        z = np.where(((geoms >= 0) | (soft >= 0)) & (z < FAR_M), z, 0).astype(np.float32)
+        faces, weights = np.full(z.shape, -1), np.zeros((*z.shape, 3), np.float32)
+        cam_from_world = poses.inverse(self._world_from_cam[number])
+        for thing in np.unique(soft[soft >= 0]):
+            mine = np.flatnonzero(self._owners == thing)
+            p_cam = poses.moved(cam_from_world, self._corners[number][mine].astype(np.float64))
+            on, corners, depth = met(p_cam, self._k, soft == thing)
+            found = on >= 0
+            faces[found], weights[found], z[found] = mine[on[found]], corners[found], depth[found]
+        z[(soft >= 0) & (faces < 0)] = 0
+        return _Seen(z=z, geoms=geoms, soft=soft, faces=faces, weights=weights)
+
+    def drawn_truth(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As the driver draws them: depth, and number and kind of what each pixel shows."""
         renderer = self._renderer(1)
         renderer.enable_depth_rendering()
         z = self._drawn(1).copy()
         renderer.disable_depth_rendering()
         renderer.enable_segmentation_rendering()
-        ids = self._drawn(1).copy()
+        ids = self._drawn(1).astype(np.int64)
         renderer.disable_segmentation_rendering()
-        geoms = np.where(ids[..., 1] == int(self._mujoco.mjtObj.mjOBJ_GEOM), ids[..., 0], -1)
-        return np.where((geoms >= 0) & (z < FAR_M), z, 0).astype(np.float32), geoms
+        return z, ids[..., 0], ids[..., 1]
 
     def _drawn(self, samples: int) -> np.ndarray:
         renderer = self._renderer(samples)
-        renderer.update_scene(self._data, camera="eye")
+        renderer.update_scene(self._data, camera="eye", scene_option=self._looks)
         return renderer.render()
 
     def _renderer(self, samples: int) -> Any:
@@ -190,7 +267,7 @@ class _Scene(Scene):
             height, width = samples * self._knobs.height, samples * self._knobs.width
             try:
                 self._renderers[samples] = self._mujoco.Renderer(self._model, height, width)
-            except (AttributeError, OSError, RuntimeError) as error:
+            except (AttributeError, ImportError, OSError, RuntimeError) as error:
                 raise ValueError(_NO_SCREEN.format(error)) from None
         return self._renderers[samples]
 
@@ -205,13 +282,55 @@ def _mujoco() -> Any:
     """The package, with a way to draw without a screen."""
     if "MUJOCO_GL" not in os.environ and not os.environ.get("DISPLAY"):
         os.environ["MUJOCO_GL"] = "osmesa" if ctypes.util.find_library("OSMesa") else "egl"
+    if importlib.util.find_spec("mujoco") is None:
+        raise ValueError("mujoco: is not installed: pip install 'worldreel[mujoco]'")
     try:
         import mujoco
-    except ImportError:
-        raise ValueError("mujoco: is not installed: pip install 'worldreel[mujoco]'") from None
-    except (AttributeError, OSError, RuntimeError) as error:
-        raise ValueError(_NO_SCREEN.format(error)) from None
+    except (AttributeError, ImportError, OSError, RuntimeError) as error:
+        raise ValueError(_NO_SCREEN.format(" ".join(str(error).split()))) from None
+    mujoco.set_mju_user_warning(_unprinted)
     return mujoco
+
+
+def _unprinted(warning: str) -> None:
+    """MuJoCo would write its warnings into a file of the current folder; they are asked for after every frame instead."""
+
+
+def _faces(drawn: Any) -> Float32[np.ndarray, "F 3 3"]:
+    """Corners of all triangles that are drawn of deforming things, always in the same order."""
+    runs = zip(drawn.flexfaceadr, drawn.flexfaceused)
+    corners = drawn.flexface.reshape(-1, 3, 3)
+    return np.concatenate([np.zeros((0, 3, 3), np.float32), *(corners[first : first + count] for first, count in runs)])
+
+
+def met(
+    p_cam: Float64[np.ndarray, "F 3 3"], k: Float64[np.ndarray, " 4"], where: Bool[np.ndarray, "H W"]
+) -> tuple[Int64[np.ndarray, "H W"], Float64[np.ndarray, "H W 3"], Float64[np.ndarray, "H W"]]:
+    """The nearest triangle that each pixel's ray meets (-1: none), the weights of its corners there, and z.
+
+    With a triangle's corners as columns of M, a ray r meets its plane at z r = M w, w = z M⁻¹ r, where the weights sum to 1.
+    """
+    rays = poses.lifted(np.ones(where.shape, np.float32), k)
+    uv = p_cam[..., :2] / np.maximum(p_cam[..., 2:], 1e-6) * k[:2] + k[2:]
+    good = (p_cam[..., 2].min(1) > 1e-2) & (np.abs(np.linalg.det(p_cam)) > 1e-12)
+    inverse = np.linalg.inv(np.where(good[:, None, None], p_cam, np.eye(3)).transpose(0, 2, 1))
+    low = np.maximum(np.floor(uv.min(1) - 1), 0).astype(int)
+    high = np.minimum(np.ceil(uv.max(1) + 1), (where.shape[1], where.shape[0])).astype(int)
+    faces, weights, nearest = np.full(where.shape, -1), np.zeros((*where.shape, 3)), np.full(where.shape, np.inf)
+    for slack in (_ON_FACE, _NEAR_FACE):
+        missing = where & (faces < 0)
+        if not missing.any():
+            break
+        for f in np.flatnonzero(good & (high > low).all(1)):
+            box = slice(low[f, 1], high[f, 1]), slice(low[f, 0], high[f, 0])
+            if not (asked := missing[box]).any():
+                continue
+            w = rays[box] @ inverse[f].T
+            total = w.sum(-1)
+            hit = asked & (total > 0) & (w.min(-1) >= -slack * total) & (total * nearest[box] > 1)
+            faces[box][hit], nearest[box][hit] = f, 1 / total[hit]
+            weights[box][hit] = w[hit] / total[hit][:, None]
+    return faces, weights, np.where(faces >= 0, nearest, 0)
 
 
 def _path(rng: np.random.Generator, frames: int, fps: float) -> Float64[np.ndarray, "T 4 4"]:
@@ -269,10 +388,13 @@ def _room(rng: np.random.Generator, k: Float64[np.ndarray, " 4"], knobs: Mujoco)
     bodies = "".join(_still(rng, names) for _ in range(rng.integers(2, 5)))
     bodies += "".join(_free(rng, names) for _ in range(rng.integers(5, 11)))
     bodies += "".join(_arm(rng, names) for _ in range(rng.integers(1, 3)))
+    bodies += _cloth(rng, names, hangs=bool(rng.random() < 0.6))
+    bodies += "".join(_jelly(rng, names, i) for i in range(rng.integers(1, 3)))
     fovy = 2 * np.degrees(np.arctan(knobs.height / 2 / k[1]))
     big = f'offwidth="{knobs.width * knobs.supersampling}" offheight="{knobs.height * knobs.supersampling}"'
     return (
-        f'<mujoco><visual><quality offsamples="0" shadowsize="2048"/><global {big}/><map znear=".01" zfar="50"/>'
+        f'<mujoco><option solver="CG" tolerance="1e-6"/>'
+        f'<visual><quality offsamples="0" shadowsize="2048"/><global {big}/><map znear=".01" zfar="50"/>'
         f'<headlight ambient=".35 .35 .35" diffuse=".2 .2 .2"/></visual><statistic extent="1"/><asset>{assets}</asset><worldbody>'
         f'<geom type="plane" size="{size} {size} .1" material="{names[4]}"/>{walls}{lights}{bodies}'
         f'<body mocap="true"><camera name="eye" fovy="{fovy:.10f}"/></body></worldbody></mujoco>'
@@ -334,3 +456,31 @@ def _arm(rng: np.random.Generator, names: list[str]) -> str:
         )
         ends, before = ends + "</body>", length
     return text + ends
+
+
+def _cloth(rng: np.random.Generator, names: list[str], *, hangs: bool) -> str:
+    """A flag that hangs by a row and swings, or a cloth that falls over what lies there."""
+    count, (x, y) = int(rng.integers(10, 14)), _place(rng, 1.0)
+    spacing = rng.uniform(0.08, 0.11)
+    z = rng.uniform(1.7, 2.2) if hangs else rng.uniform(1.1, 1.8)
+    tilt = (rng.uniform(15, 80), 0.0) if hangs else tuple(rng.uniform(-25, 25, 2))
+    pins = f'<pin gridrange="0 0 0 {count - 1}"/>' if hangs else ""
+    return (
+        f'<flexcomp name="cloth" type="grid" dim="2" count="{count} {count} 1" spacing="{spacing:.3f} {spacing:.3f} .1" '
+        f'pos="{x:.3f} {y:.3f} {z:.3f}" euler="{tilt[1]:.1f} {tilt[0]:.1f} {rng.uniform(0, 360):.1f}" radius=".012" mass=".4" '
+        f'material="{rng.choice(names)}">{pins}'
+        '<contact selfcollide="none" solref=".01 1"/><edge equality="true" damping=".005"/></flexcomp>'
+    )
+
+
+def _jelly(rng: np.random.Generator, names: list[str], number: int) -> str:
+    """A soft block or ball that falls, squashes and wobbles."""
+    (x, y), side = _place(rng, 1.5), rng.uniform(0.1, 0.16)
+    turn = " ".join(f"{angle:.1f}" for angle in rng.uniform(0, 360, 3))
+    kind = rng.choice(["grid", "ellipsoid"])
+    return (
+        f'<flexcomp name="jelly{number}" type="{kind}" dim="3" dof="trilinear" count="5 5 5" '
+        f'spacing="{side:.3f} {side:.3f} {side * rng.uniform(0.8, 1.3):.3f}" pos="{x:.3f} {y:.3f} {rng.uniform(0.9, 2.0):.3f}" '
+        f'euler="{turn}" radius=".005" mass="1.5" material="{rng.choice(names)}">'
+        f'<elasticity young="{rng.uniform(1.5e3, 5e3):.0f}" poisson=".3" damping=".02"/><contact selfcollide="none"/></flexcomp>'
+    )
