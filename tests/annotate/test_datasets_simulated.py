@@ -165,7 +165,7 @@ def test_pictures_alone_for_annotators_to_be_measured_on() -> None:
 
 
 def test_scenes_are_counted() -> None:
-    assert list(Mujoco().scenes("3")) == ["mujoco://000000", "mujoco://000005", "mujoco://000002"]
+    assert list(Mujoco().scenes("3")) == ["mujoco://000000", "mujoco://000001", "mujoco://000002"]
     assert list(Mujoco().scenes("7-8")) == ["mujoco://000007", "mujoco://000008"]
     with pytest.raises(ValueError, match="expected a number of scenes"):
         Mujoco().scenes("/data/x")
