@@ -73,9 +73,12 @@ def annotate(
     `crew` starts other seats than Ray's. Raises ValueError, one sentence, where the run cannot start or go on, or made no clip.
     """
     began = time.monotonic()
+    from pipelines.recipes import for_source
+
     source, out = sources.canonical(source), sources.absolute(out)
+    recipe = for_source(recipe, source)
     if not plan.runs(out):
-        sources.entries(source)  # a source that holds nothing is refused before anything is made
+        sources.entries(source, recipe.source)  # a source that holds nothing is refused before anything is made
     for annotator in (recipe.flow, recipe.cameras, recipe.depth, recipe.motion):
         annotator.check()
     preflight.check_output(out)

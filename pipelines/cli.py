@@ -43,7 +43,7 @@ def annotate(
     """Cut videos into clips and annotate them into sharded WebDataset tars. Run it again to go on where it was."""
     from pipelines import annotation, recipes
 
-    knobs = recipes.annotate_recipe(recipe, set_)
+    knobs = recipes.annotate_recipe(recipe, set_, source)
     print(annotation.annotate(source, out, knobs, inline=inline, address=address, retry=retry, redo=redo, limit=limit))
 
 
@@ -262,11 +262,13 @@ def weights_check(recipe: AnnotateWith = "paper", set_: Set = []) -> None:  # no
 
 
 @app.command()
-def datasets() -> None:
+def datasets(
+    name: Annotated[str | None, typer.Argument(help="One of them: its knobs too.")] = None,
+) -> None:
     """List the data sets that bring truth: how to name them, where to get them, terms, size, layout."""
     from pipelines import datasets as datasets_
 
-    datasets_.show()
+    datasets_.show(name)
 
 
 @app.command()

@@ -2,6 +2,10 @@
 
 import re
 from collections.abc import Iterator
+from typing import Annotated
+
+import yaml
+from pydantic import Field as Knob
 
 from annotate.datasets.bedlam import Bedlam
 from annotate.datasets.bedlam2 import Bedlam2
@@ -19,6 +23,28 @@ from annotate.datasets.spring import Spring
 from annotate.datasets.tartanair import TartanAir
 from annotate.datasets.tartanair_v2 import TartanAirV2
 from annotate.datasets.virtual_kitti2 import VirtualKitti2
+from shared.knobs import Knobs
+
+Source = Annotated[
+    PointOdyssey
+    | Bedlam
+    | Bedlam2
+    | DynamicReplica
+    | OmniWorld
+    | SpatialVID
+    | Panda70M
+    | VirtualKitti2
+    | Spring
+    | Sintel
+    | TartanAir
+    | TartanAirV2
+    | Kubric
+    | RealEstate10K
+    | Mujoco
+    | MujocoRgb,
+    Knob(discriminator="kind"),
+]
+"""The knobs of one data set."""
 
 _ALL: tuple[Dataset | Footage, ...] = (
     PointOdyssey(),
@@ -67,23 +93,53 @@ def is_made(kind: str) -> bool:
     return kind in _MADE
 
 
-def scenes(kind: str, root: str) -> Iterator[str]:
-    """Uris of the data set's scenes below a folder or bucket."""
-    return DATASETS[kind].scenes(root)
+def scenes(dataset: Dataset | Footage, root: str) -> Iterator[str]:
+    """Uris of the scenes below a folder or bucket that the data set's knobs ask for."""
+    return (uri for uri in dataset.scenes(root) if dataset.takes(root, uri))
 
 
-def show() -> None:
-    """Print every data set: how to name it, where to get it, its terms, size and layout, and the truth that it brings."""
+def show(name: str | None = None) -> None:
+    """Print every data set: how to name it, where to get it, its terms, size and layout, and the truth that it brings.
+
+    Of one that is named, its knobs too. Raises ValueError for a name that no data set has.
+    """
+    if name is not None:
+        found = split(f"{name}:")
+        if found is None:
+            raise ValueError(f"there is no data set {name!r}; `worldreel datasets` lists them")
+        _show(DATASETS[found[0]])
+        _show_knobs(DATASETS[found[0]])
+        return
     for dataset in _ALL:
-        about = dataset.about
-        print(f"{dataset.kind}: {about.title}")
-        rows = {
-            "source": f"worldreel annotate {dataset.kind}:{'COUNT' if is_made(dataset.kind) else 'FOLDER'} OUT",
-            "get it": about.where,
-            "licence": dataset.licence,
-            "size": about.size,
-            "brings": about.brings,
-            "layout": about.layout,
-        }
-        for name, value in rows.items():
-            print(f"  {name:8} {value}")
+        _show(dataset)
+    print("`worldreel datasets NAME` lists the knobs of one.")
+
+
+def _show(dataset: Dataset | Footage) -> None:
+    about = dataset.about
+    print(f"{dataset.kind}: {about.title}")
+    rows = {
+        "source": f"worldreel annotate {dataset.kind}:{'COUNT' if is_made(dataset.kind) else 'FOLDER'} OUT",
+        "get it": about.where,
+        "licence": dataset.licence,
+        "size": about.size,
+        "brings": about.brings,
+        "layout": about.layout,
+    }
+    for title, value in rows.items():
+        print(f"  {title:8} {value}")
+
+
+def _show_knobs(dataset: Dataset | Footage) -> None:
+    """Each as it is set: what is found there is written into the run's recipe.yaml."""
+    assert isinstance(dataset, Knobs)
+    values = dataset.model_dump(mode="json")
+    print(
+        "  knobs    (clips a second and size are the recipe's: cut.fps, cut.height, cut.width, cut.max_clips_per_shot)"
+    )
+    for name, field in type(dataset).model_fields.items():
+        if name != "kind":
+            value = yaml.safe_dump(values[name], default_flow_style=True, width=10_000).split("\n...")[0].strip()
+            print(f"    --set source.{name}={value}")
+            if field.description:
+                print(f"        {field.description}")

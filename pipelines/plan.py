@@ -43,7 +43,11 @@ def digest(value: Any, size: int = 16) -> str:
 
 def label_knobs(recipe: Knobs) -> dict[str, Any]:
     """The part of a recipe on which labels depend."""
-    return recipe.model_dump(mode="json", exclude=_WITHOUT)
+    return _labeling(recipe.model_dump(mode="json"))
+
+
+def _labeling(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {name: knobs for name, knobs in recipe.items() if name not in _WITHOUT and knobs is not None}
 
 
 def run_name(source: str, recipe: Knobs) -> str:
@@ -58,6 +62,7 @@ class Plan:
         self, out: str, source: str, run: str, recipe: Knobs, block_videos: int, limit: int | None = None
     ) -> None:
         self._folder, self._source, self.run = files.join(out, "plan"), source, run
+        self._dataset = getattr(recipe, "source", None)
         self._recipe, self._block_videos, self._limit = _facts(recipe), block_videos, limit
         self._pieces = _pieces(out, run)
         self._known = np.empty(0, np.uint64)
@@ -87,7 +92,7 @@ class Plan:
     def pin(self) -> bool:
         """Writes the next piece of the listing down; False: the listing holds nothing new."""
         if self._rest is None:
-            self._rest = entries(self._source)
+            self._rest = entries(self._source, self._dataset)
         room = PIECE_VIDEOS if self._limit is None else min(PIECE_VIDEOS, self._limit - self.num_videos)
         fresh = list(itertools.islice(self._new(self._rest), max(room, 0)))
         if not fresh:
@@ -149,7 +154,7 @@ def current(out: str) -> str | None:
     if not found:
         return None
     recipe = yaml.safe_load(files.read_bytes(files.join(out, "recipe.yaml")))
-    mine = digest({name: knobs for name, knobs in recipe.items() if name not in _WITHOUT})
+    mine = digest(_labeling(recipe))
     return next((name for name, header in found.items() if header["recipe"] == mine), None)
 
 

@@ -19,6 +19,7 @@ from annotate.flow.sea_raft import SeaRaft
 from annotate.motion import Motion
 from annotate.screen import Screen
 from curate.recipe import CurateRecipe
+from pipelines import datasets
 from pipelines.fleet_knobs import Fleet
 from shared.knobs import Knobs, load
 from shared.store import Store
@@ -34,6 +35,8 @@ DepthChoice = Annotated[Multiview | MoGe | GeometryCrafter, Field(discriminator=
 class AnnotateRecipe(Knobs):
     """From videos to shards."""
 
+    source: datasets.Source | None = None
+    """Knobs of the data set that SOURCE names; None: videos, or the data set's defaults."""
     cut: Cut = Cut()
     screen: Screen = Screen()
     flow: FlowChoice = Dis()
@@ -55,9 +58,22 @@ ANNOTATE = {
 """`embedded` needs no weights and runs on a CPU; `open` allows commercial use; `paper` is as the paper labels real video."""
 
 
-def annotate_recipe(name_or_file: str, overrides: list[str]) -> AnnotateRecipe:
-    """A built-in recipe or a YAML file, with `--set` overrides."""
-    return load(AnnotateRecipe, _base(name_or_file, ANNOTATE), overrides)
+def annotate_recipe(name_or_file: str, overrides: list[str], source: str = "") -> AnnotateRecipe:
+    """A built-in recipe or a YAML file, with `--set` overrides; `source.…` are those of the data set that SOURCE names."""
+    named = datasets.split(source)
+    if named is None and (wrong := next((o for o in overrides if o.startswith("source.")), "")):
+        raise ValueError(f"--set {wrong}: SOURCE names no data set whose knobs could be turned")
+    kind = [f"source.kind={named[0]}"] if named else []
+    return load(AnnotateRecipe, _base(name_or_file, ANNOTATE), [*kind, *overrides])
+
+
+def for_source(recipe: AnnotateRecipe, source: str) -> AnnotateRecipe:
+    """The recipe with the knobs of the data set that SOURCE names, its defaults where it has none; without, for videos."""
+    named = datasets.split(source)
+    if named is None or recipe.source is None or recipe.source.kind != named[0]:
+        default = datasets.DATASETS[named[0]] if named else None
+        return AnnotateRecipe.model_validate(recipe.model_dump() | {"source": default})
+    return recipe
 
 
 CURATE = {"default": CurateRecipe()}

@@ -29,12 +29,15 @@ class Earlier:
 
 def work_key(clip_id: str, knobs: Mapping[str, Any]) -> str:
     """Changes if the clip's labels would: of the clip, the knobs of all that fills or stores it, and the code's version."""
-    return digest([clip_id, [knobs[name] for name in (*_CHAIN, "store")], VERSION])
+    names = [name for name in ("source", *_CHAIN, "store") if name in knobs]
+    return digest([clip_id, [knobs[name] for name in names], VERSION])
 
 
 def kept_slots(earlier: Earlier, knobs: Mapping[str, Any]) -> list[str]:
     """Slots that nothing changed upstream of."""
     kept: list[str] = []
+    if earlier.knobs.get("source") != knobs.get("source"):
+        return kept
     for name, slots in _CHAIN.items():
         if earlier.knobs[name] != knobs[name] or earlier.version != VERSION:
             break

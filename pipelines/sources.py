@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from annotate.datasets.dataset import Dataset, Footage
 from pipelines import datasets
 from shared import files
 
@@ -35,10 +36,12 @@ class Entry:
     """What it is: a video, or a scene of a data set of this kind."""
 
 
-def entries(source: str) -> Iterator[Entry]:
-    """The entries of SOURCE in a fixed order. Raises ValueError, one sentence, where there is nothing to list."""
+def entries(source: str, knobs: Dataset | Footage | None = None) -> Iterator[Entry]:
+    """The entries of SOURCE in a fixed order; `knobs` are those of its data set, None: its defaults.
+
+    Raises ValueError, one sentence, where there is nothing to list."""
     if (dataset := datasets.split(source)) is not None:
-        return _scenes(source, *dataset)
+        return _scenes(source, knobs or datasets.DATASETS[dataset[0]], dataset[1])
     source = absolute(source)
     if source.lower().endswith(_LISTS) and files.exists(source) and not files.is_folder(source):
         found = _listed(source)
@@ -61,14 +64,14 @@ def _place(kind: str, root: str) -> str:
     return root if datasets.is_made(kind) else absolute(root)
 
 
-def _scenes(source: str, kind: str, root: str) -> Iterator[Entry]:
+def _scenes(source: str, dataset: Dataset | Footage, root: str) -> Iterator[Entry]:
     """One entry a scene."""
-    licence = datasets.DATASETS[kind].licence
-    found = (Entry(uri=uri, licence=licence, dataset=kind) for uri in datasets.scenes(kind, _place(kind, root)))
+    licence, kind = dataset.licence, dataset.kind
+    found = (Entry(uri=uri, licence=licence, dataset=kind) for uri in datasets.scenes(dataset, _place(kind, root)))
     first = next(found, None)
     if first is None:
-        layout = datasets.DATASETS[kind].about.layout
-        raise ValueError(f"{source}: holds no scene of {datasets.DATASETS[kind].about.title}, expected {layout}")
+        asked = f" that `only` names ({', '.join(only)})" if (only := getattr(dataset, "only", ())) else ""
+        raise ValueError(f"{source}: holds no scene of {dataset.about.title}{asked}, expected {dataset.about.layout}")
     return itertools.chain((first,), found)
 
 

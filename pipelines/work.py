@@ -98,7 +98,9 @@ def supplier(dataset: str, recipe: Any) -> Supplier:
     """Of the entries of this data set, or of videos."""
     if dataset == "video":
         return Videos(recipe)
-    source = datasets.DATASETS[dataset]
+    source = recipe.source
+    if source is None or source.kind != dataset:
+        source = datasets.DATASETS[dataset]
     return Filmed(source, recipe) if isinstance(source, Footage) else Scenes(source, recipe)
 
 

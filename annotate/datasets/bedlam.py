@@ -12,9 +12,8 @@ from jaxtyping import Float32, Float64, Int32
 from pydantic import Field
 
 from annotate.datasets import poses, reading
-from annotate.datasets.dataset import About, Exclusion, Facts, Frame, Scene, refuse_excluded
+from annotate.datasets.dataset import About, Choice, Exclusion, Facts, Frame, Scene
 from shared import files
-from shared.knobs import Knobs
 
 EDGE_RATIO = 1.1
 """Depths of neighbors whose ratio is above this lie on two surfaces."""
@@ -34,7 +33,7 @@ EXCLUDED = (
 )
 
 
-class Bedlam(Knobs):
+class Bedlam(Choice):
     """Sequences of people."""
 
     kind: Literal["bedlam"] = "bedlam"
@@ -53,15 +52,13 @@ class Bedlam(Knobs):
     edge_px: Annotated[int, Field(ge=0)] = 1
     """Depth so near to an edge is not valid: pictures are blurred by motion, depth is not."""
     exclude: tuple[Exclusion, ...] = EXCLUDED
-    exclude_list: str | None = None
-    """A text file with one more scene or `scene/sequence` a line."""
 
     def scenes(self, root: str) -> Iterator[str]:
         for scene in reading.scenes_below(root, lambda names: "png/" in names and "ground_truth/" in names):
             yield from sequences(scene, "png")
 
     def open(self, uri: str) -> Scene:
-        refuse_excluded(uri, (*self.exclude, *listed(self.exclude_list)))
+        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 
@@ -70,14 +67,6 @@ def sequences(scene: str, folder: str) -> Iterator[str]:
     for name in reading.folder(files.join(scene, folder)):
         if name.startswith("seq_") and name.endswith("/"):
             yield files.join(scene, name[:-1])
-
-
-def listed(uri: str | None) -> tuple[Exclusion, ...]:
-    """Exclusions of a text file; # begins a comment."""
-    if uri is None:
-        return ()
-    lines = (line.partition("#")[0].strip() for line in files.read_bytes(uri).decode().splitlines())
-    return (Exclusion(scenes=tuple(filter(None, lines)), why=f"listed in {uri}"),)
 
 
 class _Scene(Scene):

@@ -7,12 +7,11 @@ import numpy as np
 from pydantic import Field
 
 from annotate.datasets import bedlam, reading
-from annotate.datasets.dataset import About, Exclusion, Facts, Frame, Scene, refuse_excluded
+from annotate.datasets.dataset import About, Choice, Exclusion, Facts, Frame, Scene
 from shared import files
-from shared.knobs import Knobs
 
 
-class Bedlam2(Knobs):
+class Bedlam2(Choice):
     """Sequences of people, newer."""
 
     kind: Literal["bedlam2"] = "bedlam2"
@@ -31,15 +30,13 @@ class Bedlam2(Knobs):
     edge_px: Annotated[int, Field(ge=0)] = 1
     """Depth so near to an edge is not valid, where only the pictures with motion blur are there."""
     exclude: tuple[Exclusion, ...] = (bedlam.EXCLUDED[1],)
-    exclude_list: str | None = None
-    """A text file with one more scene or `scene/sequence` a line."""
 
     def scenes(self, root: str) -> Iterator[str]:
         for scene in reading.scenes_below(root, lambda names: "exr_layers/" in names):
             yield from bedlam.sequences(scene, "exr_layers/depth")
 
     def open(self, uri: str) -> Scene:
-        refuse_excluded(uri, (*self.exclude, *bedlam.listed(self.exclude_list)))
+        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 

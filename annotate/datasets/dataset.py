@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
 
+from shared import files
 from shared.clip import AnnotatedClip
 from shared.knobs import Knobs
 from shared.video import Video
@@ -124,6 +125,10 @@ class Dataset(Protocol):
     @property
     def kind(self) -> str: ...
 
+    def takes(self, root: str, uri: str) -> bool:
+        """Whether a scene below this root is asked for."""
+        ...
+
     def scenes(self, root: str) -> Iterator[str]:
         """Uris of all scenes below a folder or bucket, in a fixed order; nothing of them is opened."""
         ...
@@ -151,6 +156,10 @@ class Footage(Protocol):
     @property
     def kind(self) -> str: ...
 
+    def takes(self, root: str, uri: str) -> bool:
+        """Whether a scene below this root is asked for."""
+        ...
+
     def scenes(self, root: str) -> Iterator[str]:
         """Uris of all videos, in a fixed order, those that could not be downloaded among them."""
         ...
@@ -164,12 +173,37 @@ class Footage(Protocol):
         ...
 
 
-def refuse_excluded(uri: str, exclude: tuple[Exclusion, ...]) -> None:
-    """Raises ValueError with the reason if one of the exclusions names the scene."""
-    folders = uri.strip("/").split("/")
-    for exclusion in exclude:
-        for name in exclusion.scenes:
-            count = name.strip("/").count("/") + 1
-            runs = ("/".join(folders[i : i + count]) for i in range(len(folders) - count + 1))
-            if any(fnmatchcase(run, name.strip("/")) for run in runs):
-                raise ValueError(f"{uri}: excluded ({name}: {exclusion.why})")
+class Choice(Knobs):
+    """Which scenes of a data set are taken."""
+
+    only: tuple[str, ...] = ()
+    """Folders or scenes below the root that are taken, named as exclusions name them: train, train/a*. Empty: all."""
+    exclude: tuple[Exclusion, ...] = ()
+    """Scenes that are left out, with the reason; what is given replaces the data set's own list."""
+    exclude_list: str | None = None
+    """A text file with one more scene, `a` or `a/b`, a line; # begins a comment."""
+
+    def takes(self, root: str, uri: str) -> bool:
+        """Whether a scene below this root is asked for."""
+        return not self.only or any(_named(uri.removeprefix(root), name) for name in self.only)
+
+    def refuse_excluded(self, uri: str) -> None:
+        """Raises ValueError with the reason if one of the exclusions names the scene."""
+        for exclusion in (*self.exclude, *_listed(self.exclude_list)):
+            for name in exclusion.scenes:
+                if _named(uri, name):
+                    raise ValueError(f"{uri}: excluded ({name}: {exclusion.why})")
+
+
+def _named(uri: str, name: str) -> bool:
+    """Whether these folders, one below the other, are in the uri."""
+    folders, count = uri.strip("/").split("/"), name.strip("/").count("/") + 1
+    runs = ("/".join(folders[i : i + count]) for i in range(len(folders) - count + 1))
+    return any(fnmatchcase(run, name.strip("/")) for run in runs)
+
+
+def _listed(uri: str | None) -> tuple[Exclusion, ...]:
+    if uri is None:
+        return ()
+    lines = (line.partition("#")[0].strip() for line in files.read_bytes(uri).decode().splitlines())
+    return (Exclusion(scenes=tuple(filter(None, lines)), why=f"listed in {uri}"),)

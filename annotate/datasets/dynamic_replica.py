@@ -13,14 +13,13 @@ from jaxtyping import Float32, Float64, Int32, Int64
 from pydantic import Field as Knob
 
 from annotate.datasets import poses, reading
-from annotate.datasets.dataset import About, Exclusion, Facts, Field, Frame, Scene, Tracks, refuse_excluded
+from annotate.datasets.dataset import About, Choice, Facts, Field, Frame, Scene, Tracks
 from shared import files
-from shared.knobs import Knobs
 
 NEAREST_M = 1e-5
 
 
-class DynamicReplica(Knobs):
+class DynamicReplica(Choice):
     """Each of the two cameras of each sequence is a scene."""
 
     kind: Literal["dynamic_replica"] = "dynamic_replica"
@@ -35,7 +34,6 @@ class DynamicReplica(Knobs):
     fps: Annotated[float, Knob(gt=0)] = 30.0
     """The data set does not tell."""
     cameras: tuple[Literal["left", "right"], ...] = ("left", "right")
-    exclude: tuple[Exclusion, ...] = ()
 
     def scenes(self, root: str) -> Iterator[str]:
         for split in reading.scenes_below(root, lambda names: any(map(_is_index, names)), depth=2):
@@ -47,7 +45,7 @@ class DynamicReplica(Knobs):
                     yield uri
 
     def open(self, uri: str) -> Scene:
-        refuse_excluded(uri, self.exclude)
+        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 

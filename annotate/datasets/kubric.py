@@ -12,14 +12,13 @@ from jaxtyping import Float64, Int32
 from pydantic import Field as Knob
 
 from annotate.datasets import poses, reading
-from annotate.datasets.dataset import About, Exclusion, Facts, Field, Frame, Scene, refuse_excluded
+from annotate.datasets.dataset import About, Choice, Facts, Field, Frame, Scene
 from shared import files
-from shared.knobs import Knobs
 
 _KINDS = ("rgba", "rgb", "depth", "segmentation", "forward_flow", "backward_flow")
 
 
-class Kubric(Knobs):
+class Kubric(Choice):
     """Each folder with a metadata.json is a scene."""
 
     kind: Literal["kubric"] = "kubric"
@@ -36,7 +35,6 @@ class Kubric(Knobs):
     """Where metadata.json does not tell."""
     max_range_m: Annotated[float, Knob(gt=0)] = 1000.0
     """Depth beyond is sky."""
-    exclude: tuple[Exclusion, ...] = ()
 
     def scenes(self, root: str) -> Iterator[str]:
         if any("tfrecord" in name for name in reading.folder(root)):
@@ -46,7 +44,7 @@ class Kubric(Knobs):
         return reading.scenes_below(root, lambda names: "metadata.json" in names)
 
     def open(self, uri: str) -> Scene:
-        refuse_excluded(uri, self.exclude)
+        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 

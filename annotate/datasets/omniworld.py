@@ -13,9 +13,8 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64
 from pydantic import Field
 
 from annotate.datasets import poses, reading
-from annotate.datasets.dataset import About, Exclusion, Facts, Frame, Scene, refuse_excluded
+from annotate.datasets.dataset import About, Choice, Exclusion, Facts, Frame, Scene
 from shared import files
-from shared.knobs import Knobs
 
 NEAR, FAR = 0.0015, 65500 / 65535
 UNIT = 0.004
@@ -26,7 +25,7 @@ _PLACES = ("", "annotations/OmniWorld-Game", "videos/OmniWorld-Game")
 _UID = re.compile(r"^[0-9a-f]{12}$")
 
 
-class OmniWorld(Knobs):
+class OmniWorld(Choice):
     """Each game recording is a scene; its splits are shots."""
 
     kind: Literal["omniworld"] = "omniworld"
@@ -61,7 +60,7 @@ class OmniWorld(Knobs):
                     yield files.join(base, name[:-1])
 
     def open(self, uri: str) -> Scene:
-        refuse_excluded(uri, self.exclude)
+        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 

@@ -7,16 +7,15 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from annotate.datasets import reading
-from annotate.datasets.dataset import About, Note
+from annotate.datasets.dataset import About, Choice, Note
 from shared import files
 from shared.clip import AnnotatedClip
-from shared.knobs import Knobs
 from shared.video import Video
 
 _KEY = re.compile(r"^\d+(_\d+)?\.json$")
 
 
-class Panda70M(Knobs):
+class Panda70M(Choice):
     """Each downloaded clip is a video."""
 
     kind: Literal["panda70m"] = "panda70m"
@@ -41,6 +40,7 @@ class Panda70M(Knobs):
                 yield uri[: -len(".json")] + ".mp4"
 
     def describe(self, uri: str) -> Note:
+        self.refuse_excluded(uri)
         told = reading.document(uri[: -len(".mp4")] + ".json")
         if (status := str(told.get("status", "success"))) != "success":
             why = told.get("error_message") or "no reason given"

@@ -12,9 +12,8 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from pydantic import Field
 
 from annotate.datasets import poses, reading
-from annotate.datasets.dataset import About, Exclusion, Facts, Frame, Scene, Tracks, refuse_excluded
+from annotate.datasets.dataset import About, Choice, Exclusion, Facts, Frame, Scene, Tracks
 from shared import files
-from shared.knobs import Knobs
 
 STEP_M = 1000 / 65535
 MOST_TRAVEL_M = 100.0
@@ -28,7 +27,7 @@ EXCLUDED = (
 )
 
 
-class PointOdyssey(Knobs):
+class PointOdyssey(Choice):
     """Scenes of Blender with tracks."""
 
     kind: Literal["pointodyssey"] = "pointodyssey"
@@ -50,7 +49,7 @@ class PointOdyssey(Knobs):
         return reading.scenes_below(root, lambda names: "rgbs/" in names)
 
     def open(self, uri: str) -> Scene:
-        refuse_excluded(uri, self.exclude)
+        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 

@@ -9,12 +9,11 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from annotate.datasets import poses, reading
-from annotate.datasets.dataset import About, Exclusion, Facts, Frame, Scene, refuse_excluded
+from annotate.datasets.dataset import About, Choice, Facts, Frame, Scene
 from shared import files
-from shared.knobs import Knobs
 
 
-class RealEstate10K(Knobs):
+class RealEstate10K(Choice):
     """Each text file is a scene."""
 
     kind: Literal["realestate10k"] = "realestate10k"
@@ -26,14 +25,13 @@ class RealEstate10K(Knobs):
         layout="{train,test}/ID.txt, and frames as {train,test}/ID/MICROSECONDS.{png,jpg} (or below frames/)",
         brings="cameras; nothing moves",
     )
-    exclude: tuple[Exclusion, ...] = ()
 
     def scenes(self, root: str) -> Iterator[str]:
         for uri in files.list_files(root, (".txt",)):
             yield uri.removesuffix(".txt")
 
     def open(self, uri: str) -> Scene:
-        refuse_excluded(uri, self.exclude)
+        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 

@@ -17,8 +17,7 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64
 from pydantic import Field as Knob
 
 from annotate.datasets import poses
-from annotate.datasets.dataset import About, Facts, Field, Frame, Scene
-from shared.knobs import Knobs
+from annotate.datasets.dataset import About, Choice, Facts, Field, Frame, Scene
 
 STEPS_A_FRAME = (12, 48)
 """Of the simulation; the second where the first is too coarse for what meets there."""
@@ -49,7 +48,7 @@ class _Seen:
     """Of that triangle's corners, where the pixel's ray meets it."""
 
 
-class Mujoco(Knobs):
+class Mujoco(Choice):
     """Simulated scenes with their truth."""
 
     kind: Literal["mujoco"] = "mujoco"
@@ -78,6 +77,7 @@ class Mujoco(Knobs):
         return (f"{_PREFIX}{seed:06d}" for seed in range(low, high + 1))
 
     def open(self, uri: str) -> "_Scene":
+        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 
@@ -288,8 +288,9 @@ def _mujoco() -> Any:
         import mujoco
     except (AttributeError, ImportError, OSError, RuntimeError) as error:
         raise ValueError(_NO_SCREEN.format(" ".join(str(error).split()))) from None
-    mujoco.set_mju_user_warning(_unprinted)
-    return mujoco
+    untyped: Any = mujoco  # its stubs lack what follows
+    untyped.set_mju_user_warning(_unprinted)
+    return untyped
 
 
 def _unprinted(warning: str) -> None:

@@ -9,14 +9,13 @@ from jaxtyping import Float64
 from pydantic import Field as Knob
 
 from annotate.datasets import poses, reading
-from annotate.datasets.dataset import About, Exclusion, Facts, Field, Frame, Scene, refuse_excluded
+from annotate.datasets.dataset import About, Choice, Facts, Field, Frame, Scene
 from shared import files
-from shared.knobs import Knobs
 
 TAG = 202021.25
 
 
-class Sintel(Knobs):
+class Sintel(Choice):
     """Each sequence of the training half."""
 
     kind: Literal["sintel"] = "sintel"
@@ -35,14 +34,13 @@ class Sintel(Knobs):
     """Whether its K has its origin at the center of the first pixel; not documented."""
     max_range_m: Annotated[float, Knob(gt=0)] = 1000.0
     """Depth beyond is not valid."""
-    exclude: tuple[Exclusion, ...] = ()
 
     def scenes(self, root: str) -> Iterator[str]:
         for half in reading.scenes_below(root, lambda names: "camdata_left/" in names):
             yield from (files.join(half, name[:-1]) for name in reading.folder(files.join(half, "camdata_left")))
 
     def open(self, uri: str) -> Scene:
-        refuse_excluded(uri, self.exclude)
+        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 

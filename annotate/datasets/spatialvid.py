@@ -15,11 +15,10 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from annotate.datasets import poses, reading
-from annotate.datasets.dataset import About, Note
+from annotate.datasets.dataset import About, Choice, Note
 from annotate.datasets.fitting import Fit
 from shared import exr, files
 from shared.clip import AnnotatedClip, Cameras, Depth, Motion
-from shared.knobs import Knobs
 from shared.video import Video
 
 NEAREST, FARTHEST = 1e-3, 1e2
@@ -38,7 +37,7 @@ _SCORES = {
 }
 
 
-class SpatialVID(Knobs):
+class SpatialVID(Choice):
     """Each video is cut and screened as any other."""
 
     kind: Literal["spatialvid"] = "spatialvid"
@@ -57,6 +56,7 @@ class SpatialVID(Knobs):
         yield from files.list_files(videos if files.exists(videos) else root, (".mp4",))
 
     def describe(self, uri: str) -> Note:
+        self.refuse_excluded(uri)
         place = _Place.of(uri)
         caption = files.join(place.annotations, "caption.json")
         said = _caption(reading.document(caption)) if files.exists(caption) else ""

@@ -12,15 +12,14 @@ from jaxtyping import Float32
 from pydantic import Field as Knob
 
 from annotate.datasets import poses, reading
-from annotate.datasets.dataset import About, Exclusion, Facts, Field, Frame, Scene, refuse_excluded
+from annotate.datasets.dataset import About, Choice, Facts, Field, Frame, Scene
 from shared import files
-from shared.knobs import Knobs
 
 BASELINE_M = 0.065
 _KINDS = ("frame_left", "disp1_left", "disp2_FW_left", "disp2_BW_left", "flow_FW_left", "flow_BW_left")
 
 
-class Spring(Knobs):
+class Spring(Choice):
     """The left camera of each scene of the training half."""
 
     kind: Literal["spring"] = "spring"
@@ -40,13 +39,12 @@ class Spring(Knobs):
     disparity_step_px: Annotated[float, Knob(ge=0)] = 0.0
     """How far disparity may be off beyond the rounding of its stored numbers: what moves by less than three times the error that
     follows from both stands still."""
-    exclude: tuple[Exclusion, ...] = ()
 
     def scenes(self, root: str) -> Iterator[str]:
         return reading.scenes_below(root, lambda names: "frame_left/" in names and "cam_data/" in names)
 
     def open(self, uri: str) -> Scene:
-        refuse_excluded(uri, self.exclude)
+        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 

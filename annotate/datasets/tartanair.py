@@ -8,15 +8,14 @@ from jaxtyping import Float64
 from pydantic import Field as Knob
 
 from annotate.datasets import poses, reading
-from annotate.datasets.dataset import About, Exclusion, Facts, Field, Frame, Scene, refuse_excluded
+from annotate.datasets.dataset import About, Choice, Exclusion, Facts, Field, Frame, Scene
 from shared import files
-from shared.knobs import Knobs
 
 SKY_M = 1000.0
 CAM_FROM_BODY = np.array([[0.0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
 
 
-class TartanAir(Knobs):
+class TartanAir(Choice):
     """Each trajectory is a scene."""
 
     kind: Literal["tartanair"] = "tartanair"
@@ -37,7 +36,7 @@ class TartanAir(Knobs):
         return reading.scenes_below(root, lambda names: "pose_left.txt" in names)
 
     def open(self, uri: str) -> Scene:
-        refuse_excluded(uri, self.exclude)
+        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 

@@ -9,14 +9,13 @@ from jaxtyping import Float32
 from pydantic import Field as Knob
 
 from annotate.datasets import reading, tartanair
-from annotate.datasets.dataset import About, Exclusion, Facts, Field, Frame, Scene, refuse_excluded
+from annotate.datasets.dataset import About, Choice, Facts, Field, Frame, Scene
 from shared import files
-from shared.knobs import Knobs
 
 FLOW_ZERO, FLOW_STEPS = 32768, 64
 
 
-class TartanAirV2(Knobs):
+class TartanAirV2(Choice):
     """The left front camera of each trajectory."""
 
     kind: Literal["tartanair_v2"] = "tartanair_v2"
@@ -31,13 +30,12 @@ class TartanAirV2(Knobs):
     )
     fps: Annotated[float, Knob(gt=0)] | None = None
     """Nobody tells; None takes every frame, at the recipe's rate."""
-    exclude: tuple[Exclusion, ...] = ()
 
     def scenes(self, root: str) -> Iterator[str]:
         return reading.scenes_below(root, lambda names: "pose_lcam_front.txt" in names)
 
     def open(self, uri: str) -> Scene:
-        refuse_excluded(uri, self.exclude)
+        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 

@@ -8,9 +8,8 @@ from jaxtyping import Float64, Int32
 from pydantic import Field as Knob
 
 from annotate.datasets import poses, reading
-from annotate.datasets.dataset import About, Exclusion, Facts, Field, Frame, Scene, refuse_excluded
+from annotate.datasets.dataset import About, Choice, Facts, Field, Frame, Scene
 from shared import files
-from shared.knobs import Knobs
 
 SKY_CM = 65500
 MOST_SCENE_FLOW_M = 10.0
@@ -25,7 +24,7 @@ _KINDS = (
 )
 
 
-class VirtualKitti2(Knobs):
+class VirtualKitti2(Choice):
     """Each camera of each variation of each scene."""
 
     kind: Literal["virtual_kitti2"] = "virtual_kitti2"
@@ -40,7 +39,6 @@ class VirtualKitti2(Knobs):
     )
     fps: Annotated[float, Knob(gt=0)] = 10.0
     cameras: tuple[str, ...] = ("Camera_0", "Camera_1")
-    exclude: tuple[Exclusion, ...] = ()
 
     def scenes(self, root: str) -> Iterator[str]:
         for variation in reading.scenes_below(root, lambda names: "frames/" in names):
@@ -49,7 +47,7 @@ class VirtualKitti2(Knobs):
                     yield files.join(variation, camera.rstrip("/"))
 
     def open(self, uri: str) -> Scene:
-        refuse_excluded(uri, self.exclude)
+        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 

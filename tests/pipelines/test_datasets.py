@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from miniatures import bedlam, drawing, dynamic_replica, extras, omniworld, point_odyssey, spatialvid
 
 from pipelines import annotation, datasets, sources, work
@@ -120,3 +121,42 @@ def test_knobs_of_data_sets_are_plain_values() -> None:
     for dataset in DATASETS.values():
         again = type(dataset).model_validate(json.loads(dataset.model_dump_json()))
         assert again == dataset
+
+
+def test_knobs_of_a_data_set_choose_scenes_and_are_saved(tmp_path: Path) -> None:
+    from miniatures import point_odyssey
+
+    from pipelines import datasets, recipes, sources, work
+
+    for split_, name in (("train", "a"), ("train", "b"), ("val", "a")):
+        point_odyssey.write(tmp_path / "po", name, split=split_)
+    source = f"pointodyssey:{tmp_path / 'po'}"
+    sets = ["source.only=[train]", "source.exclude=[{scenes: [b], why: blurred}]", "source.fps=24"]
+    recipe = recipes.annotate_recipe("embedded", sets, source)
+    saved = knobs.load(AnnotateRecipe, yaml.safe_load(knobs.dump(recipe)))
+    assert saved == recipe
+    assert recipes.for_source(saved, source) is saved
+    assert [entry.uri[-7:] for entry in sources.entries(source, recipe.source)] == ["train/a", "train/b"]
+    scenes = work.supplier("pointodyssey", saved)
+    with pytest.raises(ValueError, match=r"train/b: excluded \(b: blurred\)"):
+        scenes.cut({"uri": f"{tmp_path}/po/train/b", "dataset": "pointodyssey", "licence": ""}, str(tmp_path / "cut"))
+    assert datasets.DATASETS["pointodyssey"].open(f"{tmp_path}/po/train/b")
+    nothing = recipes.annotate_recipe("embedded", ["source.only=[test]"], source)
+    with pytest.raises(ValueError, match=r"holds no scene of PointOdyssey v1.2 that `only` names \(test\)"):
+        sources.entries(source, nothing.source)
+    with pytest.raises(ValueError, match="SOURCE names no data set"):
+        recipes.annotate_recipe("embedded", ["source.only=[test]"], "videos/")
+    with pytest.raises(ValueError, match=r"unknown knob source\.onyl, did you mean only"):
+        recipes.annotate_recipe("embedded", ["source.onyl=[test]"], source)
+    assert recipes.for_source(recipe, "videos/").source is None
+
+
+def test_the_knobs_of_one_data_set_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    from pipelines import datasets
+
+    datasets.show("BEDLAM")
+    told = capsys.readouterr().out
+    for name in ("only", "exclude", "exclude_list", "edge_px", "max_range_m", "fps"):
+        assert f"--set source.{name}=" in told
+    with pytest.raises(ValueError, match="there is no data set"):
+        datasets.show("nosuch")
