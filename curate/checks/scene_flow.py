@@ -17,7 +17,7 @@ class SceneFlow(Knobs):
     sf_static: Limit | None = Limit(fail_above=0)
     """The largest scene flow off the moving pixels, over median depth: exactly 0."""
     sf_kept: Limit | None = Limit(flag_below=0.3)
-    """Share of moving pixels whose scene flow is valid."""
+    """Share of moving pixels with a depth whose scene flow is valid; without a depth network movers have none."""
     sf_speed: Limit | None = Limit(flag_above=0.3)
     """99th percentile of valid scene flow over median depth, per frame."""
 
@@ -32,10 +32,11 @@ class SceneFlow(Knobs):
         valid = view.grid(motion.scene_flow_valid)
         length = view.grid(motion.scene_flow).double().norm(dim=-1) / view.median_depth
         still = length[~moving]
+        known = moving if view.z is None else moving & (view.z[:-1] > 0)
         return present(
             {
                 "sf_static": float(still.max()) if still.numel() else None,
-                "sf_kept": float((valid & moving).sum() / moving.sum()) if moving.any() else None,
+                "sf_kept": float((valid & known).sum() / known.sum()) if known.any() else None,
                 "sf_speed": quantile(length[valid & moving], 0.99),
                 "sf_reproj_px": _landing_px(view),
             }
