@@ -91,6 +91,11 @@ def is_static(evidence_flow_px: float) -> bool:
     return evidence_flow_px < 0.35
 
 
+def is_plane(share: float) -> bool:
+    """What is static lies on one plane: a wrong focal length can fit it as well as the right one."""
+    return share > 0.9
+
+
 def motion_flag(e: Evidence) -> str | None:
     """At most one of static_camera, rotation_only, low_parallax.
 

@@ -253,14 +253,16 @@ def _moving(views: Views, turned: State, solved: Solved, known: float | None, we
     """The full model's answer, and every flag that applies."""
     evidence = weigh(views, turned, solved.state, solved.fit)
     motion = degenerate.motion_flag(evidence)
-    flags = ([motion] if motion else []) + ["focal_weak"] * weak + degenerate.fit_flags(evidence)
+    plane_share = epipolar.plane_share(views.raw.only(degenerate.far(views.raw)), solved.static)
+    doubtful = weak or (known is None and degenerate.is_plane(plane_share))
+    flags = ([motion] if motion else []) + ["focal_weak"] * doubtful + degenerate.fit_flags(evidence)
     return Estimate(
         world_from_cam=infill(views, solved.state, solved.static),
         focal_px=solved.state.focal,
         focal_source="given" if known else "prior" if weak else "self_calibrated",
         focal_rel_ci=solved.profile.rel_ci if known is None and solved.profile else None,
         flags=tuple(flags),
-        evidence=asdict(evidence) | {"keyframes": len(views.keys), "area": solved.area},
+        evidence=asdict(evidence) | {"keyframes": len(views.keys), "area": solved.area, "plane_share": plane_share},
     )
 
 

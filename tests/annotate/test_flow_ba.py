@@ -55,6 +55,18 @@ def test_a_turning_camera_has_rotations_and_no_translation() -> None:
     assert turn_deg(known.world_from_cam, truth.cameras.world_from_cam).max() < 0.15
 
 
+def test_a_plane_leaves_the_focal_length_in_doubt() -> None:
+    def scores(kind: str) -> tuple[str, float]:
+        found = FlowBA().load()(bare(scene.clip(kind, **SMALL)), Dis().load())
+        assert found.cameras is not None
+        return found.cameras.degenerate or "", found.scores["cameras_plane_share"]
+
+    flags, share = scores("planar")
+    assert "focal_weak" in flags.split(",")
+    assert share > 0.9
+    assert scores("orbit")[1] < 0.8
+
+
 def test_one_frame_is_a_still_camera() -> None:
     clip = bare(scene.tiny(frames=2))
     one = replace(clip, rgb=clip.rgb[:1], frames=clip.frames[:1])
