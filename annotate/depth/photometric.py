@@ -37,6 +37,7 @@ def still_depths(
     _, label = cv2.distanceTransformWithLabels(
         (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
+    label = np.asarray(label, np.int64)
     of_label = np.zeros(int(label.max()) + 1, np.float32)
     of_label[label[known]] = inverse_depth[known]
     nearest = of_label[label]
