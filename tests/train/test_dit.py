@@ -120,6 +120,22 @@ def test_without_its_position_table_a_model_takes_any_size():
     assert not free.config.use_learned_positional_embeddings
 
 
+def test_no_sinusoids_take_the_place_of_the_position_table(monkeypatch):
+    """diffusers makes a table of sines wherever the number of frames is not the learned table's own."""
+    base = _base(use_learned_positional_embeddings=True)
+    longer = tuple(torch.cat((value, value[:, :2]), dim=1) for value in _inputs(16)[:2]) + _inputs(16)[2:]
+    made = []
+    plain = type(base.patch_embed)._get_positional_embeddings
+    monkeypatch.setattr(
+        type(base.patch_embed), "_get_positional_embeddings", lambda *a, **k: made.append(a) or plain(*a, **k)
+    )
+    dit.predict(base, *longer)
+    assert len(made) == 1
+    free = dit.drop_learned_positions(base)
+    assert dit.predict(free, *longer).shape == (2, 5, 16, 6, 8)
+    assert len(made) == 1
+
+
 @pytest.mark.parametrize("size", [(6, 8), (4, 10)])
 def test_rotary_positions_are_the_pipelines(size):
     transformer = _base()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from train import evaluate, latents, sample
-from train.models import LatentKnobs
+from train.models import LatentKnobs, dit
 from train.noise import Noise
 
 KNOBS = LatentKnobs()
@@ -82,6 +82,22 @@ def test_latents_have_the_transformers_shape_and_scale():
     assert torch.allclose(moments.mean, 0.7 * raw.mean.transpose(1, 2))
     assert torch.allclose(moments.std, 0.7 * raw.std.transpose(1, 2))
     assert latents.decode(models.vae, moments.mean).shape == batch.rgb.shape
+
+
+@pytest.mark.parametrize("frames", [9, 17])
+def test_no_frame_is_padded(frames):
+    """8N + 1 frames are 2N + 1 latent frames, and the transformer gives back as many."""
+    models, batch = examples.built(), examples.batch("orbit")
+    video = batch.rgb[:, :1].expand(-1, frames, -1, -1, -1)
+    latent = latents.encode(models.vae, video).mean
+    assert latent.shape[1] == (frames - 1) // 4 + 1
+    seen = []
+    models.dit.patch_embed.register_forward_hook(lambda _module, _inputs, tokens: seen.append(tokens.shape[1]))
+    both, image = torch.cat((latent, latent), dim=2), torch.zeros_like(latent)
+    found = dit.predict(models.dit, both, image, models.text(["a room"]), torch.tensor([500]))
+    assert found.shape == both.shape
+    num_text, patches = 16, latent.shape[3] * latent.shape[4] // 4
+    assert seen == [num_text + latent.shape[1] * patches]
 
 
 def test_the_image_conditions_the_first_latent_frame_alone():

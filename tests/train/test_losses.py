@@ -5,6 +5,7 @@ from dataclasses import replace
 import examples
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from train import pose, sample
 from train.losses import (
@@ -174,6 +175,37 @@ def test_nothing_valid_costs_nothing_and_moves_nothing():
     assert {name: value.item() for name, value in found.items()} == dict.fromkeys(found, 0.0)
     torch.stack(list(found.values())).sum().backward()
     assert all(value.grad is None or not value.grad.any() for value in leaves.values())
+
+
+class _NoWaiting(TorchDispatchMode):
+    """Refuses what makes a GPU's queue run dry: a result whose shape, or a number whose value, the host must know first."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        aten = torch.ops.aten
+        picks = func.overloadpacket in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
+        by_mask = picks and any(index is not None and index.dtype == torch.bool for index in args[1])
+        if by_mask or func.overloadpacket in (aten.nonzero, aten.masked_select, aten._local_scalar_dense):
+            raise AssertionError(f"{func}: the host would wait for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["decoding", "regularizing", "self_supervising"])
+def test_no_loss_makes_the_host_wait(family):
+    """Forward and backward, by masked sums: a boolean index would ask the device how many pixels are valid."""
+    batch = examples.batch("orbit")
+    leaves = {name: (value + 0.1).requires_grad_() for name, value in vars(examples.truth(batch)).items()}
+    predicted = examples.changed(examples.truth(batch), **leaves)
+    with _NoWaiting():
+        if family == "decoding":
+            found = terms.decoding(Decoding(), predicted, batch)
+        elif family == "regularizing":
+            found = terms.regularizing(Regularizing(), predicted, batch, NOISE)
+        else:
+            found = terms.self_supervising(SelfSupervision(), predicted, batch)
+        torch.stack(list(found.values())).sum().backward()
+        with pytest.raises(AssertionError, match="would wait"):
+            batch.key_depth[batch.key_valid]
+    assert any(value.grad is not None and value.grad.any() for value in leaves.values())
 
 
 def test_points_behind_the_camera_give_finite_gradients():

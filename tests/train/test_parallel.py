@@ -117,6 +117,11 @@ def test_two_ranks_that_share_a_sample_train_what_one_trains(two_ranks, one_rank
             assert [r[name] for r in mine] == pytest.approx([r[name] for r in theirs], rel=2e-4), (shared, name)
 
 
+@pytest.mark.parametrize(("tokens", "padded"), [(4, 4), (5, 6), (6, 6), (1, 2)])
+def test_tokens_are_padded_only_where_ranks_do_not_divide_them(tokens, padded):
+    assert sequence._padded(torch.ones(1, tokens, 3), 2, axis=1).shape == (1, padded, 3)
+
+
 def test_heads_that_ranks_cannot_share_are_refused():
     with pytest.raises(ValueError, match="the transformer's 2 heads do not divide among so many ranks"):
         sequence.share_tokens(models.build(ModelKnobs()).dit, None, 3)
