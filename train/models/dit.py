@@ -60,8 +60,7 @@ def widen(
 def drop_learned_positions(transformer: Transformer) -> Transformer:
     """Removes, in place, the learned position table, which fits one size only; rotary positions remain.
 
-    The table is nearly zero and results without it are almost the same; without this step diffusers replaces it silently for
-    other frame counts and refuses other sides.
+    The table is nearly zero and results without it are almost the same; with it, `predict` refuses any other size.
     """
     embed = transformer.patch_embed
     if embed.use_learned_positional_embeddings:
@@ -104,9 +103,13 @@ def predict(
     text: Float[Tensor, "B L D"],
     t: Int64[Tensor, " B"],
 ) -> Float[Tensor, "B F Z h w"]:
-    """The velocity of the noisy latents (RGB, and geometry if the model has it), in float32."""
+    """The velocity of the noisy latents (RGB, and geometry if the model has it), in float32.
+
+    Raises ValueError for a size that a learned position table, where one was kept, is not made for.
+    """
     channels = torch.cat((noisy[:, :, :CHANNELS], image, noisy[:, :, CHANNELS:]), dim=2)
     _, frames, _, height, width = channels.shape
+    _check_table(transformer, frames, height, width)
     positions = rotary(transformer, frames, height, width, channels.device)
     return transformer(
         hidden_states=channels.to(transformer.dtype),
@@ -115,6 +118,18 @@ def predict(
         image_rotary_emb=positions,
         return_dict=False,
     )[0].float()
+
+
+def _check_table(transformer: Transformer, frames: int, height: int, width: int) -> None:
+    """diffusers would put a table of sines in its place for other frame counts, and say nothing."""
+    config = transformer.config
+    asked = ((frames - 1) * config.temporal_compression_ratio + 1, height, width)
+    table = (config.sample_frames, config.sample_height, config.sample_width)
+    if config.use_learned_positional_embeddings and asked != table:
+        raise ValueError(
+            "the learned position table is for {}x{}x{} (frames, latent cells), the sample has {}x{}x{}: "
+            "train at that size, or with learned_positions=drop".format(*table, *asked)
+        )
 
 
 def _widen_input(conv: nn.Conv2d, extra: int) -> nn.Conv2d:
