@@ -82,17 +82,24 @@ def _svg(values: np.ndarray, limit: Limit) -> str:
     said = _outcomes(values, limit)
     edges = np.linspace(low, high, BINS + 1)
     counts = np.stack([np.histogram(values[said == level].clip(low, high), bins=edges)[0] for level in range(3)])
-    parts = _bars(counts, edges)
+    lines, labels = [], []
     for outcome, side, bound in bounds:
         at = (bound - low) / (high - low) * WIDTH
         anchor, shift = ("end", -3) if at > WIDTH / 2 else ("start", 3)
-        row = 8 if outcome == "fail" else 19
-        parts.append(f'<line class="{outcome}" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{HEIGHT - 14}"/>')
+        row = 10 if outcome == "fail" else 21
+        lines.append(f'<line class="{outcome}" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{HEIGHT - 14}"/>')
         label = f"{outcome} {side} {bound:g}"
-        parts.append(f'<text class="{outcome}" x="{at + shift:.1f}" y="{row}" text-anchor="{anchor}">{label}</text>')
-    parts.append(f'<text x="0" y="{HEIGHT - 2}">{low:.3g}</text>')
-    parts.append(f'<text x="{WIDTH}" y="{HEIGHT - 2}" text-anchor="end">{high:.3g}</text>')
+        labels.append(f'<text class="{outcome}" x="{at + shift:.1f}" y="{row}" text-anchor="{anchor}">{label}</text>')
+    span = high - low
+    labels.append(f'<text x="0" y="{HEIGHT - 2}">{_rounded(low, span)}</text>')
+    labels.append(f'<text x="{WIDTH}" y="{HEIGHT - 2}" text-anchor="end">{_rounded(high, span)}</text>')
+    parts = [*_bars(counts, edges), *lines, *labels]  # labels last: their halo keeps them legible across lines
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
+
+
+def _rounded(value: float, span: float) -> str:
+    """Three digits; what is nothing beside the span, such as 4e-14, is 0."""
+    return f"{0 if abs(value) < 1e-4 * span else value:.3g}"
 
 
 def _outcomes(values: np.ndarray, limit: Limit) -> np.ndarray:

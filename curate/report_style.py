@@ -35,7 +35,7 @@ th { color: var(--dim); font-weight: 500; font-size: .85rem; }
 .card table { font-size: .82rem; font-variant-numeric: tabular-nums; }
 .card td, .card th { padding: .05rem .4rem .05rem 0; white-space: nowrap; }
 svg { width: 100%; display: block; margin: .4rem 0 .2rem; }
-svg text { fill: var(--dim); font-size: 10px; }
+svg text { fill: var(--dim); font-size: 10px; paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
 svg text.flag, rect.flag { fill: var(--flag); }
 svg text.fail, rect.fail { fill: var(--fail); }
 rect.pass { fill: var(--pass); }
