@@ -12,6 +12,7 @@ The conventions, once for all:
 * **Flow** is in pixels at stored size, u right, v down: `forward[t]` leads from frame t to frame t + stride, `backward[t]` back.
 * **Scene flow** is the *world-frame* displacement of the surface seen at a pixel, from frame t to the next: camera motion is
   not in it, and static pixels are exactly 0.
+* **Tracks** are points of surfaces followed through the clip, world-frame and in the cameras' unit, (T, N, 3); 0 where not `valid`.
 * **Masks** say what True means: `valid`, `dynamic`, `visible`, `sky`.
 * **Axes**: `T` frames, `P` pairs, `H W` pixels, `N` points, `B` batch, `C` channels, `h w` latent cells. Channels come last and
   nothing is batched outside networks.

@@ -110,6 +110,25 @@ class Motion:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Tracks:
+    """Points of surfaces that are followed through all frames; sparse, and exact where a data set knows them."""
+
+    p_world: Float32[np.ndarray, "T N 3"]
+    """In the clip's world and the unit of its cameras; 0 where not valid."""
+    visible: Bool[np.ndarray, "T N"]
+    """Valid, on the picture and not hidden."""
+    valid: Bool[np.ndarray, "T N"]
+    """The position is known."""
+    source: str
+
+    def __post_init__(self) -> None:
+        _finite("tracks", self.p_world)
+        if not self.p_world.shape[:2] == self.visible.shape == self.valid.shape:
+            found = f"visible is {self.visible.shape}, valid is {self.valid.shape}, p_world is {self.p_world.shape}"
+            raise ValueError(f"tracks from {self.source}: {found}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Clip:
     """Frames of one shot at one rate and size, and where they came from."""
 
@@ -141,6 +160,7 @@ class AnnotatedClip(Clip):
     key_flow: Flow | None = None
     """Between key frames, `KEY_STRIDE` apart."""
     motion: Motion | None = None
+    tracks: Tracks | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     """Measured once, stored for ever; thresholds are `curate`'s."""
 
@@ -180,6 +200,8 @@ class AnnotatedClip(Clip):
             yield "key_scene_flow_valid", motion.key_scene_flow_valid, (keys, h, w)
             yield "sky", motion.sky, (t, h, w)
             yield "instances", motion.instances, (t, h, w)
+        if (tracks := self.tracks) is not None:
+            yield "tracks", tracks.p_world, (t, *tracks.p_world.shape[1:])
 
     @classmethod
     def of(cls, clip: Clip, **parts: Any) -> "AnnotatedClip":

@@ -5,6 +5,7 @@ A `compact` member is one line of JSON (kind, step, offset, shape, version), the
 * `log`: u16 codes of ln x, for depth. Code 0 is "not valid".
 * `linear`: u16 codes of x, for flow in pixels.
 * `half`: f16 of x / step, where step is the power of two that brings the largest value just under 2^14. Zeros stay exact zeros.
+* `track`: i32 of x / step, where step is the power of two that brings the largest value just under 2^22, differenced over time.
 * `bits`: packed booleans. `int32`: integers. Both exact.
 
 Dense images are differenced in both directions (d = q[y, x] - q[y, x-1] - q[y-1, x] + q[y-1, x-1], modulo 2^16) and zigzagged, and
@@ -34,11 +35,13 @@ FLOW_STEPS_PX = (1 / 64, 1 / 32)
 _CENTER = 32768  # the u16 code of a flow of 0
 _HALF_EXPONENT = 14  # f16 ends at 65504, just under 2^16: room for rounding up
 _FIRST_EXPONENT = -126  # of f32
+_TRACK_EXPONENT = 22  # differences, doubled by their zigzag, stay well within 32 bits
 _UNCERTAINTY_BITS = 3  # of f16's ten that are rounded away
 _LAST_EXPONENT = math.log(np.finfo(np.float32).max)
 _GOP = 12
 _U2 = np.dtype(np.uint16)
-_DTYPES = {"log": _U2, "linear": _U2, "half": _U2, "bits": np.dtype(np.uint8), "int32": np.dtype(np.int32)}
+_I4 = np.dtype(np.int32)
+_DTYPES = {"log": _U2, "linear": _U2, "half": _U2, "bits": np.dtype(np.uint8), "int32": _I4, "track": _I4}
 
 
 def encode_depth(z: Float32[np.ndarray, "T H W"]) -> bytes:
@@ -114,6 +117,22 @@ def encode_points(p_cam: Float32[np.ndarray, "T H W 3"]) -> bytes:
 
 
 decode_points = decode_scene_flow
+
+
+def encode_tracks(p_world: Float32[np.ndarray, "T N 3"]) -> bytes:
+    """Error at most 2^-22 of the largest coordinate; 0 stays exactly 0. What stands still costs next to nothing."""
+    largest = _largest(p_world)
+    step = math.ldexp(1.0, math.frexp(largest)[1] - _TRACK_EXPONENT) if largest else 1.0
+    codes = np.rint(p_world.astype(np.float64) / step).astype(np.int32)
+    change = np.diff(codes, axis=0, prepend=np.zeros_like(codes[:1]))
+    return _pack((change << 1) ^ (change >> 31), "track", step=step)
+
+
+def decode_tracks(data: bytes) -> Float32[np.ndarray, "T N 3"]:
+    planes, header = _unpack(data, "track", ndim=3)
+    codes = _joined(planes, _I4).reshape(header.shape)
+    change = (codes >> 1) ^ -(codes & 1)
+    return (np.cumsum(change, axis=0, dtype=np.int32) * header.step).astype(np.float32)
 
 
 def encode_uncertainty(uncertainty: Float32[np.ndarray, "P H W"]) -> bytes:
@@ -260,13 +279,18 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(array, 1, -1))
 
 
-def _as_half(array: Float32[np.ndarray, "*shape"]) -> tuple[UInt16[np.ndarray, "*planar"], float]:
-    """Bits of f16, channels before rows, and what they are multiples of."""
+def _largest(array: Float32[np.ndarray, "*shape"]) -> float:
     if not np.isfinite(array).all():
         raise ValueError(f"{np.count_nonzero(~np.isfinite(array))} values are not finite")
     largest = float(np.abs(array).max(initial=0))
     if largest >= 2.0**127:
         raise ValueError(f"reaches {largest:g}, expected less than 1.7e38")
+    return largest
+
+
+def _as_half(array: Float32[np.ndarray, "*shape"]) -> tuple[UInt16[np.ndarray, "*planar"], float]:
+    """Bits of f16, channels before rows, and what they are multiples of."""
+    largest = _largest(array)
     exponent = max(math.frexp(largest)[1] - _HALF_EXPONENT, _FIRST_EXPONENT) if largest else 0
     step = math.ldexp(1.0, exponent)
     if array.ndim != 4:

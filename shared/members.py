@@ -14,11 +14,19 @@ import numpy as np
 from jaxtyping import Float32
 
 from shared import codecs
-from shared.clip import AnnotatedClip, Cameras, Depth, Flow, Motion, Points
+from shared.clip import AnnotatedClip, Cameras, Depth, Flow, Motion, Points, Tracks
 from shared.index import FORMAT
 from shared.store import Store
 
-_SLOTS = {"cameras": Cameras, "flow": Flow, "depth": Depth, "motion": Motion, "key_flow": Flow, "points": Points}
+_SLOTS = {
+    "cameras": Cameras,
+    "flow": Flow,
+    "depth": Depth,
+    "motion": Motion,
+    "key_flow": Flow,
+    "points": Points,
+    "tracks": Tracks,
+}
 
 _FLOW = (codecs.encode_flow, codecs.decode_flow)
 _SCENE_FLOW = (codecs.encode_scene_flow, codecs.decode_scene_flow)
@@ -42,6 +50,9 @@ _COMPACT: dict[str, tuple[Callable[..., bytes], Callable[[bytes], np.ndarray]]] 
     "key_flow.uncertainty": _UNCERTAINTY,
     "points.p_cam": (codecs.encode_points, codecs.decode_points),
     "points.valid": _MASK,
+    "tracks.p_world": (codecs.encode_tracks, codecs.decode_tracks),
+    "tracks.visible": _MASK,
+    "tracks.valid": _MASK,
 }
 """slot.field -> encoder, decoder."""
 
@@ -223,7 +234,7 @@ def _slot(slot: str, found: dict[str, np.ndarray], about: dict[str, Any]) -> Any
     for field in fields(kind):
         required = field.default is MISSING and field.name not in facts
         if required and field.name not in found:
-            dtype = bool if field.name in ("dynamic", "valid", "scene_flow_valid") else np.float32
+            dtype = bool if field.name in ("dynamic", "valid", "visible", "scene_flow_valid") else np.float32
             found[field.name] = _zeros(about["shapes"][f"{slot}.{field.name}"], dtype)
     return kind(**facts | found)
 

@@ -55,7 +55,7 @@ def index_row(
 ) -> dict[str, Any]:
     """The index row of an annotated clip, its scores among the columns. `write_shard` adds the shard and the parts."""
     num_frames, height, width = clip.shape
-    slots = ("depth", "points", "cameras", "flow", "key_flow", "motion")
+    slots = ("depth", "points", "cameras", "flow", "key_flow", "motion", "tracks")
     filled = {slot: part for slot in slots if (part := getattr(clip, slot)) is not None}
     return {
         "clip_id": clip.id,

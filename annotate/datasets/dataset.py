@@ -56,6 +56,8 @@ class Facts:
     """True: nothing in it moves."""
     step: int = 1
     """Between the numbers of adjacent frames."""
+    max_tracks: int = 0
+    """Kept of each clip."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -29,10 +29,12 @@ class DynamicReplica(Choice):
         where="https://dynamic-stereo.github.io",
         size="524 videos of 300 frames at 1280 x 720, 1.8 TB",
         layout="{train,valid,test,real}/frame_annotations_{split}.jgz, and the files that it names",
-        brings="metric depth, cameras, flow, instances, dynamic pixels, scene flow from tracks and flow",
+        brings="metric depth, cameras, flow, instances, dynamic pixels, tracks, scene flow from tracks and flow",
     )
     fps: Annotated[float, Knob(gt=0)] = 30.0
     """The data set does not tell."""
+    max_tracks: Annotated[int, Knob(ge=0)] = 4096
+    """Kept of each clip, spread evenly over those that are seen in it."""
     cameras: tuple[Literal["left", "right"], ...] = ("left", "right")
 
     def scenes(self, root: str) -> Iterator[str]:
@@ -70,7 +72,15 @@ class _Scene(Scene):
                 camera_of(index, item["viewpoint"], height, width)
         self._index = index
         shots = (numbers,)
-        self.facts = Facts(uri=uri, licence=knobs.licence, fps=knobs.fps, height=height, width=width, shots=shots)
+        self.facts = Facts(
+            uri=uri,
+            licence=knobs.licence,
+            fps=knobs.fps,
+            height=height,
+            width=width,
+            shots=shots,
+            max_tracks=knobs.max_tracks,
+        )
 
     def frame(self, number: int) -> Frame:
         item = self._items[number]

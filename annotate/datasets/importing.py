@@ -13,7 +13,7 @@ from annotate.cut import Cut, Span
 from annotate.datasets import movers, poses
 from annotate.datasets.dataset import Facts, Field, Frame, Scene
 from annotate.datasets.fitting import Fit
-from shared.clip import KEY_STRIDE, AnnotatedClip, Cameras, Depth, Flow, Motion
+from shared.clip import KEY_STRIDE, AnnotatedClip, Cameras, Depth, Flow, Motion, Tracks
 from shared.video import Video
 
 UNKNOWN_FLOW_PX = 8.0
@@ -239,6 +239,8 @@ def _with_motion(clip: AnnotatedClip, taken: Taken, scene: Scene, source: str) -
     first = taken.frames[0].world_from_cam
     tracks = scene.tracks(clip.frames) if first is not None and clip.cameras is not None else None
     seen = None if tracks is None or first is None else movers.see(tracks, clip, first)
+    if seen is not None and first is not None:
+        clip = clip.with_(tracks=_tracks(seen, first, scene.facts.max_tracks, source))
     dynamic = movers.moving(clip, taken.scene_flow, instances, seen, static=scene.facts.static)
     if dynamic is None or first is None:
         return clip
@@ -264,6 +266,19 @@ def _with_motion(clip: AnnotatedClip, taken: Taken, scene: Scene, source: str) -
         source=source,
     )
     return clip.with_(motion=motion)
+
+
+def _tracks(seen: movers.Seen, world_from_first: Float64[np.ndarray, "4 4"], most: int, source: str) -> Tracks | None:
+    """Those that the clip's own pictures show, at most so many, in the world of its first camera; None: none."""
+    shown = np.flatnonzero(seen.inside.any(0))
+    kept = shown[np.linspace(0, len(shown), min(most, len(shown)), endpoint=False).astype(int)]
+    if not len(kept):
+        return None
+    valid = seen.tracks.valid[:, kept]
+    first_from_world = poses.inverse(world_from_first)
+    p_world = seen.tracks.p_world[:, kept] @ first_from_world[:3, :3].T + first_from_world[:3, 3]
+    p_world = np.where(valid[..., None], p_world, 0).astype(np.float32)
+    return Tracks(p_world=p_world, visible=seen.inside[:, kept], valid=valid, source=source)
 
 
 def _canonical(

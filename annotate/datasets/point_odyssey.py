@@ -37,10 +37,12 @@ class PointOdyssey(Choice):
         where="https://pointodyssey.com",
         size="159 scenes of about 2,000 frames at 960 x 540",
         layout="{train,val,test}/SCENE/: rgbs/rgb_00000.jpg, depths/depth_00000.png, masks/mask_00000.png, anno.npz",
-        brings="metric depth, cameras, instances, dynamic pixels, sparse scene flow from tracks",
+        brings="metric depth, cameras, instances, dynamic pixels, tracks, sparse scene flow from them",
     )
     fps: Annotated[float, Field(gt=0)] = 30.0
     """The data set does not tell."""
+    max_tracks: Annotated[int, Field(ge=0)] = 4096
+    """Kept of each clip, spread evenly over those that are seen in it."""
     max_range_m: Annotated[float, Field(gt=0)] = 900.0
     """Depth beyond is not valid."""
     exclude: tuple[Exclusion, ...] = EXCLUDED
@@ -75,7 +77,15 @@ class _Scene(Scene):
         self._intrinsics = reading.npz_rows(self._anno, "intrinsics", rows).astype(np.float64)
         height, width = reading.first_size(self._file("rgbs/rgb", int(numbers[0])))
         shots = (numbers,)
-        self.facts = Facts(uri=uri, licence=knobs.licence, fps=knobs.fps, height=height, width=width, shots=shots)
+        self.facts = Facts(
+            uri=uri,
+            licence=knobs.licence,
+            fps=knobs.fps,
+            height=height,
+            width=width,
+            shots=shots,
+            max_tracks=knobs.max_tracks,
+        )
 
     def _frames(self) -> Int64[np.ndarray, " N"]:
         """Frames that have picture, depth and mask."""

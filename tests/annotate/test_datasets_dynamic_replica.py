@@ -96,6 +96,14 @@ def test_tracks_that_would_run_code_are_refused(tmp_path: Path) -> None:
         selfcheck.check(imported.only_scene(LEFT, tmp_path))
 
 
+def test_tracks_are_kept_in_the_world_of_the_clip(tmp_path: Path) -> None:
+    miniature.write(tmp_path)
+    clip, true = imported.clip(LEFT, tmp_path, 30.0), drawing.true()
+    assert imported.track_error_mm(clip, true) < 0.01
+    _, visible, _ = drawing.tracks(true)
+    np.testing.assert_array_equal(clip.tracks.visible, visible[:, visible.any(0)])
+
+
 def test_tracks_may_be_numpy_arrays(tmp_path: Path) -> None:
     folder = miniature.write(tmp_path)
     for path in (folder / "000001-3_obj_left/trajectories").iterdir():

@@ -12,6 +12,7 @@ from annotate.datasets import importing, selfcheck
 from annotate.datasets.point_odyssey import PointOdyssey
 from annotate.flow.dis import Dis
 from annotate.motion import Motion
+from shared import shards
 
 
 def test_a_scene_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -34,6 +35,45 @@ def test_what_moves_is_told_by_its_tracks(tmp_path: Path) -> None:
     assert known.sum() > 20, "tracks lend their displacement to the pixels that they lie on"
     # a track is up to half a pixel away from the center of its pixel, on a body that turns
     assert imported.scene_flow_error_mm(clip, true) < 3
+
+
+def test_tracks_are_kept_in_the_world_of_the_clip(tmp_path: Path) -> None:
+    true = drawing.true()
+    _, visible, _ = drawing.tracks(true)
+    valids = np.ones(visible.shape, bool)
+    valids[1, 10:40] = False
+    miniature.write(tmp_path, valids=valids)
+    clip = imported.clip(PointOdyssey(), tmp_path, 30.0)
+    assert imported.track_error_mm(clip, true) < 0.01
+    seen = (visible & valids).any(0)
+    np.testing.assert_array_equal(clip.tracks.valid, valids[:, seen])
+    assert not clip.tracks.p_world[~clip.tracks.valid].any()
+    assert not (clip.tracks.visible & ~(visible & valids)[:, seen]).any()
+    assert (clip.tracks.visible == (visible & valids)[:, seen]).mean() > 0.9, "all but those at the border"
+    stored = shards.decode(clip.id, shards.encode(clip, shards.Store()))
+    np.testing.assert_allclose(stored.tracks.p_world, clip.tracks.p_world, atol=1e-5)
+    np.testing.assert_array_equal(stored.tracks.visible, clip.tracks.visible)
+
+
+def test_tracks_are_strided_cropped_and_capped_with_the_clip(tmp_path: Path) -> None:
+    miniature.write(tmp_path)
+    whole = imported.clip(PointOdyssey(), tmp_path, 30.0)
+    size = {"frames": 3, "width": drawing.WIDTH // 2}
+    cropped = imported.clip(PointOdyssey(max_tracks=50), tmp_path, 15.0, **size)
+    assert cropped.tracks.p_world.shape == (3, 50, 3)
+    same = (whole.tracks.p_world[0, :, None] == cropped.tracks.p_world[0]).all(-1).any(1)
+    assert same.sum() == 50, "the same points, whatever the crop"
+    np.testing.assert_array_equal(cropped.tracks.p_world, whole.tracks.p_world[::2, same])
+    p_cam = np.einsum(
+        "tij,tnj->tni",
+        np.linalg.inv(cropped.cameras.world_from_cam),
+        np.pad(cropped.tracks.p_world, ((0, 0), (0, 0), (0, 1)), constant_values=1),
+    )
+    k = cropped.cameras.intrinsics
+    u = k[:, None, 0] * p_cam[..., 0] / p_cam[..., 2] + k[:, None, 2]
+    assert cropped.tracks.visible.any(0).all()
+    assert ((u >= 0) & (u <= drawing.WIDTH // 2))[cropped.tracks.visible].all()
+    assert imported.clip(PointOdyssey(max_tracks=0), tmp_path, 30.0).tracks is None
 
 
 def test_an_object_that_does_not_move_is_not_dynamic(tmp_path: Path) -> None:

@@ -49,6 +49,18 @@ def flow_error_px(clip: AnnotatedClip, true: drawing.Truth, where: np.ndarray | 
     return float(ahead[where].max() if where is not None else ahead.max())
 
 
+def track_error_mm(clip: AnnotatedClip, true: drawing.Truth) -> float:
+    """The worst distance of a valid track from the true one of the same place; every true one that is seen must be there."""
+    assert clip.tracks is not None
+    p_world, visible, _ = drawing.tracks(true)
+    seen = visible.any(0)
+    first_from_world = np.linalg.inv(true.world_from_cam[0])
+    expected = (p_world @ first_from_world[:3, :3].T + first_from_world[:3, 3])[:, seen]
+    assert clip.tracks.p_world.shape == expected.shape
+    error = np.linalg.norm(clip.tracks.p_world - expected, axis=-1)
+    return 1000 * float(error[clip.tracks.valid].max())
+
+
 def scene_flow_error_mm(clip: AnnotatedClip, true: drawing.Truth) -> float:
     """The worst at valid pixels; static ones must be exactly 0."""
     assert clip.motion is not None

@@ -58,6 +58,7 @@ def refused(act: Callable[[], Any]) -> str:
             {"key_scene_flow": (1, 24, 32, 3), "key_scene_flow_valid": (1, 24, 32)},
             "a1b2c3d4: key scene flow is (1,",
         ),
+        ("tracks", {"p_world": 8, "visible": 8, "valid": 8}, "a1b2c3d4: tracks is (8, 11, 3), the frames ask for (9,"),
     ],
 )
 def test_slots_agree_with_the_frames(make_clip: MakeClip, slot: str, change: dict[str, Any], sentence: str) -> None:
@@ -98,6 +99,7 @@ def test_nothing_that_is_not_finite_gets_in(make_clip: MakeClip, bad: float) -> 
         "cameras": lambda: replace(cameras, world_from_cam=spoiled(cameras.world_from_cam)),
         "intrinsics": lambda: replace(cameras, intrinsics=spoiled(cameras.intrinsics)),
         "scene flow": lambda: replace(motion, scene_flow=spoiled(motion.scene_flow)),
+        "tracks": lambda: replace(clip.tracks, p_world=spoiled(clip.tracks.p_world)),
         "key scene flow": lambda: replace(motion, key_scene_flow=spoiled(np.ones((2, 24, 32, 3), np.float32))),
     }.items():
         assert refused(act) == f"{name} holds 1 values that are not finite"
@@ -133,13 +135,15 @@ def test_masks_and_frame_numbers_agree_too() -> None:
     code = """
 import numpy as np
 from dataclasses import replace
-from shared.clip import AnnotatedClip, Depth, Flow, Motion
+from shared.clip import AnnotatedClip, Depth, Flow, Motion, Tracks
 clip = AnnotatedClip(id="a", rgb=np.zeros((5, 4, 6, 3), np.uint8), fps=8.0, source="s", frames=np.arange(5))
 z, valid = np.ones((5, 4, 6), np.float32), np.ones((5, 4, 1), bool)
 flow = Flow(forward=np.zeros((4, 4, 6, 2), np.float32), backward=np.zeros((3, 4, 6, 2), np.float32), source="x")
 motion = Motion(dynamic=np.zeros((5, 4, 6), bool), scene_flow=np.zeros((4, 4, 6, 3), np.float32),
                 scene_flow_valid=np.zeros((5, 4, 6), bool), source="x")
+seen, moved = np.ones((5, 7), bool), np.zeros((5, 7, 3), np.float32)
 for act in (lambda: Depth(z=z, valid=valid, metric=True, source='x'),
+            lambda: Tracks(p_world=moved, visible=seen, valid=seen[:4], source='x'),
             lambda: clip.with_(flow=flow), lambda: clip.with_(motion=motion),
             lambda: replace(clip, frames=np.arange(4))):
     try:
@@ -150,6 +154,7 @@ for act in (lambda: Depth(z=z, valid=valid, metric=True, source='x'),
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines() == [
         "depth from x: valid is (5, 4, 1), z is (5, 4, 6)",
+        "tracks from x: visible is (5, 7), valid is (4, 7), p_world is (5, 7, 3)",
         "a: backward flow is (3, 4, 6, 2), the frames ask for (4, 4, 6, 2)",
         "a: scene_flow_valid is (5, 4, 6), the frames ask for (4, 4, 6)",
         "a: frame numbers is (4,), the frames ask for (5,)",

@@ -112,6 +112,31 @@ def test_a_static_world_costs_next_to_nothing() -> None:
     assert len(codecs.encode_scene_flow(np.zeros((48, 120, 160, 3), np.float32))) < 1000
 
 
+@pytest.mark.parametrize("scale", [1e-34, 1.0, 1e36])
+@pytest.mark.parametrize("shape", [(5, 40), (1, 1), (7, 0), (0, 3)])
+def test_tracks_keep_their_error_and_what_is_not_valid(shape: tuple[int, int], scale: float) -> None:
+    p_world = (scale * np.cumsum(RANDOM.standard_normal((*shape, 3)), axis=0)).astype(np.float32)
+    p_world[RANDOM.random(shape) < 0.3] = 0
+    found = codecs.decode_tracks(codecs.encode_tracks(p_world))
+    assert (found.dtype, found.shape) == (p_world.dtype, p_world.shape)
+    assert ((found == 0) | (p_world != 0)).all()
+    error = np.abs(found.astype(float) - p_world).max(initial=0)
+    assert error <= 2.0**-22 * np.abs(p_world).max(initial=0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+def test_tracks_refuse_what_is_no_place(bad: float) -> None:
+    p_world = np.zeros((2, 3, 3), np.float32)
+    p_world[1, 2, 0] = bad
+    with pytest.raises(ValueError, match=r"1 values are not finite|reaches 3e\+38, expected less than 1\.7e38"):
+        codecs.encode_tracks(p_world)
+
+
+def test_tracks_that_stand_still_cost_their_first_frame() -> None:
+    still = np.tile(RANDOM.standard_normal((1, 4096, 3)).astype(np.float32), (49, 1, 1))
+    assert len(codecs.encode_tracks(still)) < 3.2 * len(still[0].ravel())
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_uncertainty_keeps_its_relative_error_and_sign(shape: tuple[int, int, int]) -> None:
     array = (RANDOM.standard_normal(shape) * 100).astype(np.float32)

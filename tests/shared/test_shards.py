@@ -21,7 +21,7 @@ from shared.index import INDEX
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 COMPACT, PLAIN = shards.Store(), shards.Store(codec="plain")
-SLOTS = ("depth", "points", "cameras", "flow", "key_flow", "motion")
+SLOTS = ("depth", "points", "cameras", "flow", "key_flow", "motion", "tracks")
 
 MakeClip = Callable[..., AnnotatedClip]
 
