@@ -82,6 +82,7 @@ def test_nothing_that_is_not_finite_gets_in(make_clip: MakeClip, bad: float) -> 
     assert clip.flow is not None
     assert clip.cameras is not None
     assert clip.motion is not None
+    assert clip.tracks is not None
 
     def spoiled(array: np.ndarray) -> np.ndarray:
         array = array.copy()
@@ -89,7 +90,7 @@ def test_nothing_that_is_not_finite_gets_in(make_clip: MakeClip, bad: float) -> 
         return array
 
     replace = dataclasses.replace
-    depth, flow, cameras, motion = clip.depth, clip.flow, clip.cameras, clip.motion
+    depth, flow, cameras, motion, tracks = clip.depth, clip.flow, clip.cameras, clip.motion, clip.tracks
     points = Points(p_cam=np.ones((9, 24, 32, 3), np.float32), valid=depth.valid, metric=True, source="x")
     for name, act in {
         "depth": lambda: replace(depth, z=spoiled(depth.z)),
@@ -99,7 +100,7 @@ def test_nothing_that_is_not_finite_gets_in(make_clip: MakeClip, bad: float) -> 
         "cameras": lambda: replace(cameras, world_from_cam=spoiled(cameras.world_from_cam)),
         "intrinsics": lambda: replace(cameras, intrinsics=spoiled(cameras.intrinsics)),
         "scene flow": lambda: replace(motion, scene_flow=spoiled(motion.scene_flow)),
-        "tracks": lambda: replace(clip.tracks, p_world=spoiled(clip.tracks.p_world)),
+        "tracks": lambda: replace(tracks, p_world=spoiled(tracks.p_world)),
         "key scene flow": lambda: replace(motion, key_scene_flow=spoiled(np.ones((2, 24, 32, 3), np.float32))),
     }.items():
         assert refused(act) == f"{name} holds 1 values that are not finite"
