@@ -18,7 +18,7 @@ import yaml
 from pipelines import ledger, packing, places, plan, preflight, progress, sources, spool
 from pipelines.blocks import Settings
 from pipelines.fleet import Crew, Inline, Place, RayActors
-from pipelines.funnel import Funnel, count
+from pipelines.funnel import Funnel, count, number
 from pipelines.lease import Lease
 from pipelines.loop import Loop
 from shared import files, knobs
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _BYTES_PER_PIXEL = 150
 """Of a clip under work: frames, labels and the arithmetic between them."""
+_RETRIES = {"failed": ("failed", "quarantined"), "quarantined": ("quarantined",)}
+"""What `--retry` opens again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,8 @@ class Summary:
 
     def __str__(self) -> str:
         return (
-            f"{self.annotated} clips annotated, {self.screened} screened out, {self.failed} failed, "
-            f"from {self.videos} videos, all committed"
+            f"{number(self.annotated, 'clip')} annotated, {self.screened} screened out, {self.failed} failed, "
+            f"from {number(self.videos, 'video')}, all committed"
         )
 
 
@@ -73,6 +75,8 @@ def annotate(
     `crew` starts other seats than Ray's. Raises ValueError, one sentence, where the run cannot start or go on, or made no clip.
     """
     began = time.monotonic()
+    if retry not in (None, *_RETRIES):
+        raise ValueError(f"--retry {retry}: expected {' or '.join(_RETRIES)}")
     from pipelines.recipes import for_source
 
     source, out = sources.canonical(source), sources.absolute(out)
@@ -223,9 +227,7 @@ def _remembered(out: str, run: str, committed: set[str]) -> tuple[Funnel, dict[s
 
 def _open_again(out: str, run: str, settings: Settings, retry: str) -> None:
     """Opens every block that holds failed (or only quarantined) videos or clips, and forgives their attempts."""
-    wanted = {"failed": ("failed", "quarantined"), "quarantined": ("quarantined",)}.get(retry)
-    if wanted is None:
-        raise ValueError(f"--retry {retry}: expected failed or quarantined")
+    wanted = _RETRIES[retry]
     committed = packing.committed_blocks(settings.shards)
     book = ledger.Ledger(out)
     for name, events in list(ledger.read(out)):
@@ -275,9 +277,8 @@ def _summary(total: Funnel, videos: int, seconds: float, source: str) -> Summary
     if total.annotated == 0:
         reasons = (total.screened + total.failed).most_common(3)
         why = "; ".join(f"{times} {reason}" for reason, times in reasons) or "nothing was found in them"
-        example = next(iter(total.examples.values()), None)
-        said = f", for example {example['uri']}: {example['reason']}" if example else ""
-        raise ValueError(f"{source}: {videos} videos gave not one annotated clip ({why}{said})")
+        said = "".join(f", for example {total.example(kind)}" for kind in [*total.examples][:1])
+        raise ValueError(f"{source}: {number(videos, 'video')} gave not one annotated clip ({why}{said})")
     return Summary(
         videos=videos,
         clips=total.clips_found,

@@ -304,6 +304,10 @@ def demo(
     demo_.demo(folder)
 
 
+_INTERRUPTED = 130
+"""What Typer makes of KeyboardInterrupt."""
+
+
 def main() -> None:
     """Run the command; every refusal is one sentence on stderr and a non-zero exit."""
     try:
@@ -314,9 +318,10 @@ def main() -> None:
     except OSError as error:
         print(f"worldreel: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("worldreel: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            print("worldreel: interrupted; run the same command again to go on", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -47,9 +47,20 @@ class Funnel:
     def clips_failed(self) -> int:
         return sum(self.failed.values()) - self.videos_failed
 
+    def example(self, kind: str) -> str:
+        """The first fault of a class: what it happened to and why, neither said twice."""
+        example = self.examples[kind]
+        why = example["reason"].removeprefix(f"{kind}: ")
+        return why if example["uri"] in why else f"{example['key']} of {example['uri']}: {why}"
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def number(count: int, thing: str) -> str:
+    """`1 video`, `2 videos`."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def count(standings: Iterable[Standing]) -> Funnel:

@@ -84,18 +84,16 @@ class Lease:
             self._beat()
 
     def _others(self) -> list[str]:
-        names = (name for name in files.list_folder(self._out) if name.startswith(_PREFIX))
-        return [uri for name in names if (uri := files.join(self._out, name)) != self._uri]
+        return [uri for uri in _signs(self._out) if uri != self._uri]
 
     def _alive(self, uri: str) -> dict[str, Any] | None:
         """What the driver of this object says; None: it is dead, and its object is gone."""
         first = facts = _read(uri)
         since = time.monotonic()
         while facts is not None:
-            if facts["machine"] == self._facts["machine"]:
-                lives = _process(facts["pid"]) == {name: facts[name] for name in ("machine", "began")}
-            else:
-                lives = True if facts != first else None
+            lives = _runs_here(facts)
+            if lives is None and facts != first:
+                lives = True
             if lives:
                 return facts
             if lives is False or time.monotonic() - since > STALE_S:
@@ -126,6 +124,23 @@ class Lease:
         self._over.set()
         with self._lock, contextlib.suppress(ValueError):
             files.remove(self._uri)
+
+
+def at_work(out: str) -> bool | None:
+    """True: a driver of this machine works in OUT; None: one of another machine does, or was killed there; False: none."""
+    lives = [_runs_here(facts) for uri in _signs(out) if (facts := _read(uri)) is not None]
+    return True if True in lives else None if None in lives else False
+
+
+def _signs(out: str) -> list[str]:
+    return [files.join(out, name) for name in files.list_folder(out) if name.startswith(_PREFIX)]
+
+
+def _runs_here(facts: dict[str, Any]) -> bool | None:
+    """Whether this driver lives; None: another machine's, of which only its beats tell."""
+    if facts["machine"] != _process(os.getpid())["machine"]:
+        return None
+    return _process(facts["pid"]) == {name: facts[name] for name in ("machine", "began")}
 
 
 def _read(uri: str) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipelines.funnel import Funnel
+from pipelines.funnel import Funnel, number
 from shared import files
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Display:
             return
         from rich.console import Group
         from rich.live import Live
+        from rich.padding import Padding
         from rich.progress_bar import ProgressBar
         from rich.text import Text
 
@@ -71,21 +72,22 @@ class Display:
         if self._live is None:
             self._live = Live(console=self._console, refresh_per_second=4)
             self._live.start()
-        self._live.update(Group(bar, *map(Text, told(funnel, videos)), Text(head if done else f"{head}, starting")))
+        below = [*told(funnel, videos), head if done else f"{head}, starting"]
+        self._live.update(Group(Padding(bar, 0), *map(Text, below)))  # a bare bar would not end its line
 
 
 def told(funnel: Funnel, videos: int) -> Iterator[str]:
     """The funnel in words, a line a level."""
     unread = f", {funnel.videos_failed} failed" if funnel.videos_failed else ""
-    yield f"{videos} videos, {funnel.videos_cut} cut{unread}"
+    yield f"{number(videos, 'video')}, {funnel.videos_cut} cut{unread}"
     reasons = ", ".join(f"{times} {reason}" for reason, times in funnel.screened.most_common(4))
     screened = sum(funnel.screened.values())
-    yield f"{funnel.clips_found} clips, {screened} screened out{f' ({reasons})' if reasons else ''}"
+    yield f"{number(funnel.clips_found, 'clip')}, {screened} screened out{f' ({reasons})' if reasons else ''}"
     faults = ", ".join(f"{times} {kind}" for kind, times in funnel.failed.most_common(4))
     quarantined = f"; {funnel.quarantined} quarantined" if funnel.quarantined else ""
     failed = f", {sum(funnel.failed.values())} failed ({faults}{quarantined})" if faults else ""
     yield f"{funnel.annotated} annotated{failed}"
-    yield f"{funnel.blocks_committed} blocks with {funnel.clips_committed} clips committed"
+    yield f"{number(funnel.blocks_committed, 'block')} committed, {number(funnel.clips_committed, 'row')} of index"
 
 
 def settled(funnel: Funnel) -> int:
@@ -108,6 +110,8 @@ def eta(funnel: Funnel, videos: int, pace: float) -> str:
     """How long the rest will take at this pace, were the rest like what was seen."""
     found = expected_clips(funnel, videos)
     left = found - settled(funnel)
+    if left <= 0 and funnel.videos_cut + funnel.videos_failed >= videos > 0:
+        return "no clip left"
     kept = 1 - sum(funnel.screened.values()) / max(funnel.clips_found, 1)
     waiting = left if funnel.videos_cut + funnel.videos_failed == videos else left * kept
     if pace <= 0 or found == 0:

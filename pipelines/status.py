@@ -5,11 +5,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import ledger, packing, plan, progress, sources
+from pipelines import lease, ledger, packing, plan, progress, sources
 from pipelines.funnel import Funnel, count
 from shared import files
 
 _FRESH_S = 120.0
+"""So long the last word of another machine's driver is taken for a sign of life."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Status:
     last: float | None
     recent_clips: int
     """Annotated in the last ten minutes before that."""
+    at_work: bool
+    """A driver lives."""
 
     @property
     def pace(self) -> float:
@@ -60,6 +63,7 @@ def read(out: str) -> Status:
         first=first,
         last=last,
         recent_clips=recent,
+        at_work=_at_work(out, last),
     )
 
 
@@ -77,6 +81,7 @@ def as_dict(status: Status) -> dict[str, Any]:
         "blocks": status.blocks,
         "blocks_committed": status.committed,
         "complete": complete(status),
+        "at_work": status.at_work,
         "first_event": status.first,
         "last_event": status.last,
         "clips_per_second": status.pace,
@@ -89,21 +94,26 @@ def lines(status: Status) -> list[str]:
     found = list(progress.told(status.funnel, status.videos))
     if complete(status):
         state = "complete"
-    elif status.last is not None and time.time() - status.last < _FRESH_S:
+    elif status.at_work:
         state = f"at work, {progress.eta(status.funnel, status.videos, status.pace)}"
     else:
         state = "stopped before its end: run the same command again"
     hours = status.pace * _seconds_a_clip(status) * 24
     found.append(f"{status.pace * 60:.1f} clips/min lately, {hours:.1f} video hours a day; {state}")
     for kind, times in status.funnel.failed.most_common(5):
-        example = status.funnel.examples[kind]
-        found.append(f"failed, {kind}: {times}, for example {example['key']} of {example['uri']}: {example['reason']}")
+        found.append(f"failed, {kind}: {times}, for example {status.funnel.example(kind)}")
     return found
 
 
 def complete(status: Status) -> bool:
     """True: everything that was planned is committed."""
     return status.committed == status.blocks
+
+
+def _at_work(out: str, last: float | None) -> bool:
+    """A driver of this machine is known for certain, one of another by what it said last."""
+    lives = lease.at_work(out)
+    return last is not None and time.time() - last < _FRESH_S if lives is None else lives
 
 
 def _seconds_a_clip(status: Status) -> float:

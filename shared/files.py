@@ -163,9 +163,12 @@ def check_writable(folder: Uri) -> None:
     """Writes, rereads and removes a small file; raises ValueError with the reason if that does not work."""
     probe = join(folder, f"worldreel-write-check-{socket.gethostname()}-{os.getpid()}")
     content = os.urandom(64)
-    write_whole(probe, content)
-    found = read_bytes(probe)
-    remove(probe)
+    try:
+        write_whole(probe, content)
+        found = read_bytes(probe)
+        remove(probe)
+    except ValueError as error:  # names the probe, of which nobody has heard
+        raise ValueError(str(error).replace(os.fspath(probe), os.fspath(folder), 1)) from None
     if found != content:
         raise ValueError(
             f"{os.fspath(folder)}: returned other bytes than were written; "

@@ -79,7 +79,11 @@ def hashes(out: Path) -> dict[str, str]:
 
 def leftovers(out: Path) -> list[str]:
     """Files that only a killed writer leaves."""
-    return [str(path) for path in out.rglob("*") if ".tmp-" in path.name or "spool" in path.parts]
+    return [
+        str(path)
+        for path in out.rglob("*")
+        if ".tmp-" in path.name or "spool" in path.parts or path.match("driver.*.json")
+    ]
 
 
 def attempts(out: Path, since: float = 0.0) -> dict[str, Counter[str]]:

@@ -193,6 +193,7 @@ def test_an_output_that_cannot_be_written_is_refused(videos: Path, tmp_path: Pat
     with pytest.raises(ValueError, match="file") as refusal:
         _annotate(videos, tmp_path / "file" / "out")
     assert "\n" not in str(refusal.value)
+    assert "write-check" not in str(refusal.value)
 
 
 def test_no_clip_at_all_is_a_failed_run(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import quick
 from rich.console import Console
 
-from pipelines import annotation, progress, status
+from pipelines import annotation, lease, progress, status
 from pipelines.funnel import Funnel
 from shared import shards
 
@@ -49,7 +49,7 @@ def test_people_and_programs_are_told_the_same(out: Path, capsys: pytest.Capture
     assert "6 videos, 5 cut, 1 failed" in text
     assert "8 clips" not in text
     assert "6 annotated, 3 failed (2 died, 1 refused; 2 quarantined)" in text
-    assert re.search(r"failed, died: 2, for example [0-9a-f]{32} of .*segv_d.mp4: died: .* SIGSEGV", text)
+    assert re.search(r"failed, died: 2, for example [0-9a-f]{32} of .*segv_d.mp4: .* SIGSEGV", text)
     assert "complete" in text
     status.show(str(out), as_json=True)
     assert json.loads(capsys.readouterr().out)["annotated"] == 6
@@ -79,7 +79,19 @@ def test_a_run_that_was_cut_off_says_so(out: Path, tmp_path: Path) -> None:
         file.unlink()
     found = status.read(str(tmp_path / "cut"))
     assert (found.blocks, found.committed) == (3, 2)
+    assert "stopped before its end" in status.lines(found)[4]
+    with lease.Lease(str(tmp_path / "cut")):
+        found = status.read(str(tmp_path / "cut"))
     assert "at work" in status.lines(found)[4]
+    assert status.as_dict(found)["at_work"]
+
+
+def test_what_happened_is_said_once() -> None:
+    broken = {"key": "k", "uri": "/v/a.mp4", "reason": "refused: /v/a.mp4: holds only audio"}
+    hung = {"key": "c", "uri": "/v/b.mp4", "reason": "timeout: clip c did not end within 5 s"}
+    told = Funnel(examples={"refused": broken, "timeout": hung})
+    assert told.example("refused") == "/v/a.mp4: holds only audio"
+    assert told.example("timeout") == "c of /v/b.mp4: clip c did not end within 5 s"
 
 
 def test_time_left_follows_from_the_pace() -> None:
@@ -87,6 +99,7 @@ def test_time_left_follows_from_the_pace() -> None:
     assert progress.expected_clips(half, 10) == 40
     assert progress.eta(half, 10, pace=0.1) == "about 5 min left"
     assert progress.eta(half, 10, pace=0.0) == "time left unknown"
+    assert progress.eta(Funnel(videos_cut=2, clips_found=4, annotated=4), 2, 0.1) == "no clip left"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -100,3 +113,4 @@ def test_a_terminal_gets_a_live_block_and_a_log_plain_lines(tmp_path: Path, term
     assert "first clip annotated after" in shown
     assert "2 videos, 1 cut" in shown
     assert ("\x1b[" in shown) == terminal
+    assert not re.search("━.*videos", shown)  # the bar has a line of its own
