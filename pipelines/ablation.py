@@ -175,23 +175,28 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _plot(path: Path, by_arm: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """A panel a column: a bar an arm, a dot a seed."""
-    import matplotlib
+    """A panel a column, in the table's order, as far as some arm has a value: a bar an arm, a dot a seed, one color an arm."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # not pyplot: it keeps global state and looks for a display
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
+    shown = {
+        title: values
+        for title, name in COLUMNS.items()
+        if any(values := [[one[name] for one in found if name in one] for found in by_arm.values()])
+    }
     across = 5
-    figure, axes = pyplot.subplots(-(-len(COLUMNS) // across), across, figsize=(3 * across, 10), squeeze=False)
-    titles = [*COLUMNS.items(), *[("", "")] * (axes.size - len(COLUMNS))]
-    for axis, (title, name) in zip(axes.flat, titles):
+    down = max(1, -(-len(shown) // across))
+    figure = Figure(figsize=(3 * across, 2.5 * down), dpi=80, layout="constrained")
+    for number, (title, values) in enumerate(shown.items()):
+        axis = figure.add_subplot(down, across, number + 1)
         axis.set_title(title, fontsize=9)
-        for place, found in enumerate(by_arm.values()):
-            if values := [one[name] for one in found if name in one]:
-                axis.barh(place, np.mean(values), alpha=0.5)
-                axis.plot(values, [place] * len(values), "k.")
-        axis.set_yticks(range(len(by_arm)), list(by_arm), fontsize=7)
-        axis.axis("on" if title else "off")
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
-    pyplot.close(figure)
+        for place, of_arm in enumerate(values):
+            if of_arm:
+                axis.barh(place, np.mean(of_arm), alpha=0.5, color=f"C{place % 10}")
+                axis.plot(of_arm, [place] * len(of_arm), "k.")
+        first = number % across == 0
+        axis.set_yticks(range(len(by_arm)), list(by_arm) if first else [""] * len(by_arm), fontsize=7)
+        axis.set_ylim(len(by_arm) - 0.4, -0.6)  # rows as in the table, with a place for arms that have no value
+        axis.set_xlim(left=0)
+    with path.open("wb") as file:
+        FigureCanvasAgg(figure).print_png(file)
