@@ -99,7 +99,7 @@ def map_globally(
 ) -> Mapped:
     """Cameras of all frames, what moves left out. Raises ValueError if pycolmap is missing, fails or takes too long."""
     if not is_installed():
-        raise ValueError("a second opinion asks for pycolmap: pip install 'worldreel[second-opinion]'")
+        raise ValueError("a second opinion asks for pycolmap: pip install pycolmap")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write_frames(folder, rgb, moving)

@@ -55,7 +55,7 @@ class Mujoco(Choice):
     licence: ClassVar[str] = "CC0-1.0"
     about: ClassVar[About] = About(
         title="MuJoCo",
-        where="pip install 'worldreel[mujoco]'; apt install libosmesa6 where there is no EGL",
+        where="pip install mujoco; apt install libosmesa6 where there is no EGL",
         size="endless: mujoco:100 makes scenes 0 to 99, mujoco:100-199 the next hundred",
         layout="mujoco:COUNT or mujoco:FIRST-LAST",
         brings="metric depth, cameras, flow, exact scene flow (of rigid, jointed and deforming things), instances, dynamic pixels",
@@ -283,7 +283,7 @@ def _mujoco() -> Any:
     if "MUJOCO_GL" not in os.environ and not os.environ.get("DISPLAY"):
         os.environ["MUJOCO_GL"] = "osmesa" if ctypes.util.find_library("OSMesa") else "egl"
     if importlib.util.find_spec("mujoco") is None:
-        raise ValueError("mujoco: is not installed: pip install 'worldreel[mujoco]'")
+        raise ValueError("mujoco: is not installed: pip install mujoco")
     try:
         import mujoco
     except (AttributeError, ImportError, OSError, RuntimeError) as error:

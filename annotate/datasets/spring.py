@@ -121,7 +121,7 @@ def hdf5(uri: str, key: str) -> np.ndarray:
     try:
         import h5py
     except ImportError:
-        raise ValueError(f"{uri}: reading HDF5 asks for h5py: pip install 'worldreel[hdf5]'") from None
+        raise ValueError(f"{uri}: reading HDF5 asks for h5py: pip install h5py") from None
     with reading.plainly(uri, f"an HDF5 file with {key}"), h5py.File(io.BytesIO(files.read_bytes(uri)), "r") as file:
         return np.asarray(file[key])[::2, ::2]
 

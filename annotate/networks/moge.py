@@ -212,9 +212,7 @@ def _least_squares():
     try:
         from scipy.optimize import least_squares
     except ImportError:
-        raise ValueError(
-            "MoGe's focal solver needs scipy, expected it installed: pip install 'worldreel[moge]'"
-        ) from None
+        raise ValueError("MoGe's focal solver needs scipy, expected it installed: pip install scipy") from None
     return least_squares
 
 
