@@ -138,7 +138,7 @@ def test_a_missing_mapper_is_named_in_the_flags(monkeypatch: pytest.MonkeyPatch)
     cameras = labeled(scene.clip("orbit", **SMALL), FlowBA(second_opinion="always"))
     assert cameras.degenerate is not None
     assert cameras.degenerate.split(",")[-1] == second_opinion.MISSING
-    with pytest.raises(ValueError, match="second-opinion"):
+    with pytest.raises(ValueError, match="pip install pycolmap"):
         second_opinion.map_globally(scene.tiny().rgb)
 
 
