@@ -30,6 +30,9 @@ class Annotators(Protocol):
 class Supplier(Protocol):
     """Where clips come from. Data sets that bring truth are one more of these."""
 
+    truth: str
+    """The source of slots that are exact; "": none is."""
+
     def cut(self, entry: dict[str, Any], to: str) -> None:
         """Writes the spool's list of the entry's clips to this uri."""
         ...
@@ -41,6 +44,8 @@ class Supplier(Protocol):
 
 class Videos:
     """Clips without labels, cut from videos."""
+
+    truth = ""
 
     def __init__(self, recipe: Any) -> None:
         self._cut, self._screen = recipe.cut, recipe.screen
@@ -59,7 +64,7 @@ class Scenes:
     """Clips of one data set, with the truth that it brings."""
 
     def __init__(self, dataset: Dataset, recipe: Any) -> None:
-        self._dataset, self._cut = dataset, recipe.cut
+        self._dataset, self._cut, self.truth = dataset, recipe.cut, dataset.kind
         self._open = functools.lru_cache(maxsize=2)(self._dataset.open)
 
     def cut(self, entry: dict[str, Any], to: str) -> None:
@@ -74,7 +79,9 @@ class Scenes:
 
 
 class Filmed:
-    """Clips cut from the real videos of a data set, with what it knows of them."""
+    """Clips cut from the real videos of a data set, with what it knows of them: estimates, as those of other videos."""
+
+    truth = ""
 
     def __init__(self, dataset: Footage, recipe: Any) -> None:
         self._dataset, self._recipe = dataset, recipe
@@ -148,7 +155,7 @@ class Worker:
         clip = self._chain(clip, clock)
         key = reuse.work_key(clip.id, self._knobs)
         row = shards.index_row(clip, dataset=dataset, work_key=key, annotator_licences=self._chain.licences)
-        members = shards.encode(clip, self._recipe.store)
+        members = shards.encode(clip, self._recipe.store, truth=self._supplier(dataset).truth)
         clock.lap("encode")
         shards.write_artifact(to, clip.id, members, row)
         clock.lap("write")

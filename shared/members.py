@@ -60,8 +60,15 @@ _ORDER = ("json", "cameras", "rgb", *_COMPACT)
 """In the tar. What training reads (frames, forward flow, depth, dynamic pixels, key scene flow) lies together, first."""
 
 
-def encode(clip: AnnotatedClip, store: Store) -> dict[str, bytes]:
-    """The clip's members by suffix, in the order of the tar. Raises ValueError for what does not fit the codecs."""
+_FINE = {"flow.forward", "flow.backward", "depth.z"}
+"""Members whose encoder can be told that they are truth."""
+
+
+def encode(clip: AnnotatedClip, store: Store, truth: str = "") -> dict[str, bytes]:
+    """The clip's members by suffix, in the order of the tar. Raises ValueError for what does not fit the codecs.
+
+    `truth` names the source whose depth and flow are exact, and are stored with finer steps than estimates.
+    """
     exact = store.codec == "plain"
     slots = {slot: part for slot in _SLOTS if (part := getattr(clip, slot)) is not None}
     if store.pointmaps == "dense" and "points" not in slots and "cameras" in slots and "depth" in slots:
@@ -71,7 +78,8 @@ def encode(clip: AnnotatedClip, store: Store) -> dict[str, bytes]:
     if clip.cameras is not None:
         members["cameras.npz"] = codecs.encode_cameras(clip.cameras.world_from_cam, clip.cameras.intrinsics)
     for name, array in arrays.items():
-        members[f"{name}.{'npy' if exact else 'wrz'}"] = _encode_array(clip.id, name, array, exact)
+        fine = bool(truth) and slots[name.partition(".")[0]].source == truth
+        members[f"{name}.{'npy' if exact else 'wrz'}"] = _encode_array(clip.id, name, array, exact, fine)
     facts = {
         "format": FORMAT,
         "id": clip.id,
@@ -199,9 +207,11 @@ def _arrays(slot: str, part: Any) -> dict[str, np.ndarray]:
     return {f"{slot}.{name}": getattr(part, name) for name in names}
 
 
-def _encode_array(clip_id: str, name: str, array: np.ndarray, exact: bool) -> bytes:
+def _encode_array(clip_id: str, name: str, array: np.ndarray, exact: bool, fine: bool) -> bytes:
+    stem = _stem(f"{name}.wrz")
+    encode, knobs = _COMPACT[stem][0], {"fine": True} if fine and stem in _FINE else {}
     try:
-        return codecs.encode_plain(array) if exact else _COMPACT[_stem(f"{name}.wrz")][0](array)
+        return codecs.encode_plain(array) if exact else encode(array, **knobs)
     except ValueError as error:
         raise ValueError(f"{clip_id}: {name}: {error}") from None
 

@@ -11,7 +11,8 @@ class Store(Knobs):
     """How clips are written."""
 
     codec: Literal["compact", "plain"] = "compact"
-    """compact: small, with the errors that shared/codecs.py states. plain: exact, npy that any tool opens, ten times as large."""
+    """compact: small, with the errors that shared/codecs.py states, which are finer for the depth and flow of data sets with truth.
+    plain: exact, npy that any tool opens, ten times as large."""
     pointmaps: Literal["derived", "dense"] = "derived"
     """derived: points are stored only where a clip brings its own. dense: camera-frame points of every clip, for others."""
     rgb_crf: Annotated[int, Field(ge=0, le=51)] = 14

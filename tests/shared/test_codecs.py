@@ -43,6 +43,25 @@ def test_depth_keeps_its_relative_error_and_what_is_invalid(shape: tuple[int, in
         assert error.max(initial=0) <= 5.1e-4, name
 
 
+def test_true_depth_is_as_fine_as_its_range_allows() -> None:
+    """A tenth of a millimeter at 6 m in a room; a sky that is not valid and a mountain do not spoil it."""
+    for nearest, farthest, error_mm in ((2.0, 8.0, 0.1), (1.0, 200.0, 0.25), (1e-3, 1e8, 1.2), (6.0, 6.0, 1e-3)):
+        z = np.exp(RANDOM.uniform(np.log(nearest), np.log(farthest), (3, 17, 23))).astype(np.float32)
+        z[0, 0, :4] = nearest, farthest, 0, 6
+        data = codecs.encode_depth(z, fine=True)
+        found = codecs.decode_depth(data)
+        assert ((found > 0) == (z > 0)).all()
+        error = np.abs(found.astype(float) - z) / np.where(z > 0, z, 1)
+        assert 6000 * error.max() < error_mm, (nearest, farthest)
+        assert json.loads(data.partition(b"\n")[0])["wrz"] == 1, "what older versions read"
+    for name, z in depths((3, 17, 23)).items():
+        coarse, fine = (
+            codecs.decode_depth(codecs.encode_depth(z.astype(np.float32), fine=fine)) for fine in (False, True)
+        )
+        assert ((fine > 0) == (coarse > 0)).all(), name
+        np.testing.assert_allclose(fine, coarse, rtol=1.02e-3, err_msg=name)
+
+
 @pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
 def test_depth_refuses_what_is_no_depth(bad: float) -> None:
     z = np.ones((1, 2, 2), np.float32)
@@ -64,6 +83,15 @@ def test_flow_keeps_its_error_in_pixels(shape: tuple[int, int, int], reach: floa
     found = codecs.decode_flow(codecs.encode_flow(flow))
     assert found.shape == flow.shape
     assert np.abs(found - flow).max(initial=0) <= error
+
+
+@pytest.mark.parametrize(("reach", "error"), [(31.9, 1 / 2048), (63.0, 1 / 1024), (500.0, 1 / 128), (1023.0, 1 / 64)])
+def test_true_flow_is_as_fine_as_its_length_allows(reach: float, error: float) -> None:
+    flow = RANDOM.uniform(-reach, reach, (2, 9, 8, 2)).astype(np.float32)
+    flow[0, 0, 0, 0] = -reach
+    found = codecs.decode_flow(codecs.encode_flow(flow, fine=True))
+    assert np.abs(found - flow).max() <= error + 2**-23 * reach
+    assert reach <= codecs.LONGEST_FLOW_PX
 
 
 def test_flow_keeps_zeros_and_multiples_of_its_step() -> None:
