@@ -73,6 +73,9 @@ class Taken:
     backward: list[Field | None]
     scene_flow: list[Field | None]
     """To the next frame of the clip; of the last, back to the one before."""
+    key_forward: list[Field | None]
+    """From key frame to key frame."""
+    key_backward: list[Field | None]
     key_scene_flow: list[Field | None]
 
     def z(self) -> Float32[np.ndarray, "T H W"]:
@@ -124,7 +127,7 @@ def _take(scene: Scene, numbers: Int64[np.ndarray, " T"], cut: Cut) -> Taken:
     """One frame at a time at the data set's size: all of a clip there would not fit into a worker."""
     facts = scene.facts
     fit = Fit(height=facts.height, width=facts.width, to_height=cut.height, to_width=cut.width)
-    taken = Taken(frames=[], forward=[], backward=[], scene_flow=[], key_scene_flow=[])
+    taken = Taken(frames=[], forward=[], backward=[], scene_flow=[], key_forward=[], key_backward=[], key_scene_flow=[])
     known = [int(number) for number in numbers]
     for t, number in enumerate(known):
         frame = scene.frame(number)
@@ -142,7 +145,11 @@ def _take(scene: Scene, numbers: Int64[np.ndarray, " T"], cut: Cut) -> Taken:
         other = known[t + 1] if t + 1 < len(known) else known[t - 1] if t else number
         taken.scene_flow.append(fitted(scene.scene_flow(number, other, frame), pixels=False))
         if t % KEY_STRIDE == 0 and t + KEY_STRIDE < len(known):
-            taken.key_scene_flow.append(fitted(scene.scene_flow(number, known[t + KEY_STRIDE], frame), pixels=False))
+            then = known[t + KEY_STRIDE]
+            taken.key_forward.append(fitted(scene.flow(number, then), pixels=True))
+            taken.key_scene_flow.append(fitted(scene.scene_flow(number, then, frame), pixels=False))
+        if t % KEY_STRIDE == 0 and t:
+            taken.key_backward.append(fitted(scene.flow(number, known[t - KEY_STRIDE]), pixels=True))
         taken.frames.append(_fitted(frame, fit))
     return taken
 
@@ -169,7 +176,8 @@ def _cameras(taken: Taken, metric: bool, source: str) -> Cameras:
 def _with_flow(clip: AnnotatedClip, taken: Taken, scene: Scene, source: str) -> AnnotatedClip:
     """Given flow of every pair. Where it is not known it is what a rigid world shows, and uncertain.
 
-    Where a data set gives no way back, it is the way there turned round, and a rigid world's where nothing led to.
+    Where a data set gives no way back, it is the way there turned round, and a rigid world's where nothing led to. Flow between
+    key frames is taken where it is given both ways; annotators make it elsewhere.
     """
     forward = [field for field in taken.forward if field is not None]
     backward = [field for field in taken.backward if field is not None]
@@ -179,15 +187,31 @@ def _with_flow(clip: AnnotatedClip, taken: Taken, scene: Scene, source: str) -> 
     if len(backward) < steps:
         still = scene.facts.static
         backward = [_nowhere(field) if still else _turned(field, z) for field, z in zip(forward, _depths(clip))]
+    clip = clip.with_(flow=_flow(clip, forward, backward, 1, source))
+    key_forward = [field for field in taken.key_forward if field is not None]
+    key_backward = [field for field in taken.key_backward if field is not None]
+    keys = steps // KEY_STRIDE
+    if not keys or len(key_forward) < keys or len(key_backward) < keys:
+        return clip
+    return clip.with_(key_flow=_flow(clip, key_forward, key_backward, KEY_STRIDE, source))
+
+
+def _flow(clip: AnnotatedClip, forward: list[Field], backward: list[Field], stride: int, source: str) -> Flow:
     valid = np.stack([field.valid for field in forward])
-    ahead, back = _rigid(clip, ahead=True), _rigid(clip, ahead=False)
-    flow = Flow(
-        forward=np.stack([np.where(f.valid[..., None], f.values, r) for f, r in zip(forward, ahead)]),
-        backward=np.stack([np.where(f.valid[..., None], f.values, r) for f, r in zip(backward, back)]),
+    ahead, back = _rigid(clip, stride, ahead=True), _rigid(clip, stride, ahead=False)
+    return Flow(
+        forward=np.stack([np.where(f.valid[..., None], _bounded(f.values), r) for f, r in zip(forward, ahead)]),
+        backward=np.stack([np.where(f.valid[..., None], _bounded(f.values), r) for f, r in zip(backward, back)]),
+        stride=stride,
         uncertainty=None if valid.all() else np.where(valid, 0, UNKNOWN_FLOW_PX).astype(np.float32),
         source=source,
     )
-    return clip.with_(flow=flow)
+
+
+def _bounded(flow: Float32[np.ndarray, "H W 2"]) -> Float32[np.ndarray, "H W 2"]:
+    """No longer than the picture's diagonal: it leads out of the picture all the same, and what passes the camera has no bound."""
+    length = np.linalg.norm(flow, axis=-1, keepdims=True)
+    return flow * np.minimum(1, np.float32(np.hypot(*flow.shape[:2])) / np.maximum(length, np.float32(1)))
 
 
 def _depths(clip: AnnotatedClip) -> Float32[np.ndarray, "T H W"]:
@@ -213,16 +237,17 @@ def _turned(field: Field, z: Float32[np.ndarray, "H W"]) -> Field:
     return Field(values=values, valid=valid)
 
 
-def _rigid(clip: AnnotatedClip, *, ahead: bool) -> Float32[np.ndarray, "P H W 2"]:
-    """Flow of a still world between neighbors, 0 where depth or cameras are missing."""
-    steps = clip.shape[0] - 1
+def _rigid(clip: AnnotatedClip, stride: int, *, ahead: bool) -> Float32[np.ndarray, "P H W 2"]:
+    """Flow of a still world between every `stride`-th frame, 0 where depth or cameras are missing."""
+    pairs = (clip.shape[0] - 1) // stride
     if clip.depth is None or clip.cameras is None:
-        return np.zeros((steps, *clip.shape[1:], 2), np.float32)
+        return np.zeros((pairs, *clip.shape[1:], 2), np.float32)
     import torch
 
     from shared import camera
 
-    here, there = (slice(None, -1), slice(1, None)) if ahead else (slice(1, None), slice(None, -1))
+    first, last = slice(0, pairs * stride, stride), slice(stride, None, stride)
+    here, there = (first, last) if ahead else (last, first)
     z, valid = torch.from_numpy(clip.depth.z[here]).double(), torch.from_numpy(clip.depth.valid[here])
     world_from_cam = torch.from_numpy(clip.cameras.world_from_cam)
     intrinsics = torch.from_numpy(clip.cameras.intrinsics)
@@ -241,7 +266,7 @@ def _with_motion(clip: AnnotatedClip, taken: Taken, scene: Scene, source: str) -
     seen = None if tracks is None or first is None else movers.see(tracks, clip, first)
     if seen is not None and first is not None:
         clip = clip.with_(tracks=_tracks(seen, first, scene.facts.max_tracks, source))
-    dynamic = movers.moving(clip, taken.scene_flow, instances, seen, static=scene.facts.static)
+    dynamic = movers.moving(clip, taken.scene_flow, taken.key_scene_flow, instances, seen, static=scene.facts.static)
     if dynamic is None or first is None:
         return clip
     steps, keys = clip.shape[0] - 1, (clip.shape[0] - 1) // KEY_STRIDE

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 from annotate.datasets.dataset import Field, Tracks
 from shared import camera, warp
-from shared.clip import AnnotatedClip
+from shared.clip import KEY_STRIDE, AnnotatedClip
 
 LEAST_M, LEAST_OF_Z = 0.002, 0.002
 """Scene flow shorter than either is none: rounding of what is given exactly."""
@@ -50,6 +50,7 @@ class Seen:
 def moving(
     clip: AnnotatedClip,
     scene_flow: list[Field | None],
+    key_scene_flow: list[Field | None],
     instances: Int32[np.ndarray, "T H W"] | None,
     seen: Seen | None,
     *,
@@ -59,7 +60,7 @@ def moving(
     if static:
         return np.zeros(clip.shape, bool)
     if any(field is not None for field in scene_flow):
-        return _by_scene_flow(clip, scene_flow, instances, _unit(clip))
+        return _by_scene_flow(clip, scene_flow, key_scene_flow, instances, _unit(clip))
     if instances is None or clip.depth is None or clip.cameras is None:
         return None
     told = _by_tracks(instances, seen) if seen is not None else {}
@@ -75,15 +76,22 @@ def _unit(clip: AnnotatedClip) -> float:
 
 
 def _by_scene_flow(
-    clip: AnnotatedClip, fields: list[Field | None], instances: Int32[np.ndarray, "T H W"] | None, unit: float
+    clip: AnnotatedClip,
+    fields: list[Field | None],
+    key_fields: list[Field | None],
+    instances: Int32[np.ndarray, "T H W"] | None,
+    unit: float,
 ) -> Bool[np.ndarray, "T H W"]:
-    """Pixels whose displacement is more than rounding; where it is not known, those of an instance that moves."""
+    """Pixels whose displacement is more than rounding; where it is not known, those of an instance that moves.
+
+    Of a key frame also those that move until the next one: its scene flow is told as far as that.
+    """
     z = clip.depth.z if clip.depth is not None else np.zeros(clip.shape, np.float32)
     dynamic = np.zeros(clip.shape, bool)
-    for t, field in enumerate(fields):
+    for t, field in [*enumerate(fields), *zip(range(0, len(fields), KEY_STRIDE), key_fields)]:
         if field is not None:
             far = np.linalg.norm(field.values, axis=-1) > np.maximum(LEAST_M * unit, LEAST_OF_Z * z[t])
-            dynamic[t] = far & field.valid
+            dynamic[t] |= far & field.valid
     if instances is None:
         return dynamic
     for number in np.unique(instances[instances > 0]):

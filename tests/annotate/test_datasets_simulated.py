@@ -48,6 +48,30 @@ def test_all_is_known(clip: AnnotatedClip) -> None:
     assert clip.rgb.std() > 20
 
 
+def test_flow_of_key_frames_is_the_truth_too(clip: AnnotatedClip) -> None:
+    """Where points end that ride on the world or on a mover, seen by the camera four frames later; and nothing still moves."""
+    assert clip.key_flow.source == "mujoco"
+    points, cam = clip.pointmap(), clip.cameras
+    for q, t in enumerate((0, 4)):
+        p_cam = poses.moved(
+            np.linalg.inv(cam.world_from_cam[t + 4]), points[t].astype(float) + clip.motion.key_scene_flow[q]
+        )
+        fx, fy, cx, cy = cam.intrinsics[t + 4]
+        there = np.stack((fx * p_cam[..., 0] / p_cam[..., 2] + cx, fy * p_cam[..., 1] / p_cam[..., 2] + cy), -1)
+        u, v = np.meshgrid(np.arange(128) + 0.5, np.arange(96) + 0.5)
+        off = np.linalg.norm(there - np.stack((u, v), -1) - clip.key_flow.forward[q], axis=-1)[p_cam[..., 2] > 0.3]
+        assert np.quantile(off, 0.999) < 0.05, "px"
+        assert not clip.motion.key_scene_flow[q][~clip.motion.dynamic[t]].any()
+
+
+def test_flow_beyond_the_picture_is_bounded() -> None:
+    """A point that passes the camera has flow without bound, which no codec keeps; its way out of the picture stays."""
+    long, short = (6000.0, 8000.0), (3.0, 4.0)
+    found = importing._bounded(np.array([[long, short] * 2] * 3, np.float32))  # a picture of 3 x 4
+    np.testing.assert_allclose(found[0, 0], (3.0, 4.0), rtol=1e-6)
+    np.testing.assert_array_equal(found[0, 1], short)
+
+
 def test_flow_leads_to_the_same_color(clip: AnnotatedClip) -> None:
     """The picture at the end of the flow looks like the start: far better than with none, and than half a pixel off."""
     u, v = np.meshgrid(np.arange(128, dtype=np.float32), np.arange(96, dtype=np.float32))
