@@ -50,7 +50,8 @@ class Transformer:
 
     def executed(self, tokens: int, recompute: str) -> float:
         """What the device really runs: the step, and what the backward pass computes again."""
-        again = {"none": 0.0, "selective": self.linear(tokens), "full": self.forward(tokens)}
+        kept = self.linear(tokens) / 3  # the perceptron's second product
+        again = {"none": 0.0, "selective": self.linear(tokens) - kept, "full": self.forward(tokens)}
         return self.step(tokens) + again[recompute]
 
 

@@ -6,9 +6,10 @@ bfloat16.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,12 @@ from train.recipe import Parallel, TrainRecipe
 
 ATTENTION = "scaled_dot_product"
 """Part of the name of every attention operator, whatever the backend."""
+
+PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+"""Of matrices; their last two arguments are the factors."""
+
+MAX_GRAPHS = 64
+"""Of one kind of block: one for each size, with and without gradients."""
 
 FLOAT32_PARTS = ("heads",)
 """Parts of networks that compute in float32 whatever the rest does."""
@@ -147,10 +154,19 @@ def place(module: nn.Module, knobs: Parallel, world: World) -> None:
     recompute(module, knobs.recompute)
     repeated = list(blocks(module))
     if knobs.compile:
-        for block in repeated:
-            block.compile()
+        _compile(repeated)
     if world.size > 1 or world.device.type == "cuda":
         _shard(module, repeated, knobs, world)
+
+
+def _compile(repeated: list[nn.Module]) -> None:
+    """Compiles what a block computes, and not the gathering of its weights around it. Blocks of one kind share one graph.
+
+    Recomputation lies inside: around a compiled block its choice of operators would not be seen.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+    for block in repeated:
+        block.forward = torch.compile(block.forward, dynamic=False)
 
 
 def _shard(module: nn.Module, repeated: list[nn.Module], knobs: Parallel, world: World) -> None:
@@ -184,31 +200,43 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def recompute(module: nn.Module, what: str) -> None:
-    """Chooses what the backward pass computes again, in networks that know gradient checkpointing."""
+    """Chooses what the backward pass computes again: in every block of a transformer, or where a network has its own way."""
     if what == "none":
         return
-    keep: dict[str, Any] = {"context_fn": _keep_attention} if what == "selective" else {}
+    keep: dict[str, Any] = {"context_fn": _keep_costly} if what == "selective" else {}
 
-    def run(function: nn.Module, *inputs: Any) -> Any:
-        return recomputation.checkpoint(function, *inputs, use_reentrant=False, **keep)
+    def again(function: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return function(*inputs, **named)
+        return recomputation.checkpoint(function, *inputs, use_reentrant=False, **keep, **named)
 
+    if hasattr(module, "transformer_blocks"):
+        for block in blocks(module):
+            block.forward = partial(again, block.forward)
+        return
     if hasattr(module, "enable_gradient_checkpointing"):
-        module.enable_gradient_checkpointing(run)  # pyright: ignore[reportCallIssue]
+        module.enable_gradient_checkpointing(again)  # pyright: ignore[reportCallIssue]
         return
     for part in module.modules():
         if hasattr(part, "gradient_checkpointing"):
             part.gradient_checkpointing = True  # pyright: ignore[reportArgumentType]
 
 
-def _keep_attention() -> tuple[Any, Any]:
-    return recomputation.create_selective_checkpoint_contexts(_attention_policy)
+def _keep_costly() -> tuple[Any, Any]:
+    return recomputation.create_selective_checkpoint_contexts(_costly)
 
 
-def _attention_policy(_context: Any, operator: Any, *_: Any, **__: Any) -> recomputation.CheckpointPolicy:
-    """Attention is half of the work and little of the memory, so its outputs are kept."""
-    kept = ATTENTION in str(operator)
+def _costly(_context: Any, operator: Any, *inputs: Any, **__: Any) -> recomputation.CheckpointPolicy:
+    """Keeps what is much work for little memory: attention, half of the work, and products whose output is the narrower side."""
     policy = recomputation.CheckpointPolicy
-    return policy.MUST_SAVE if kept else policy.PREFER_RECOMPUTE
+    if ATTENTION in str(operator) or (operator in PRODUCTS and _narrows(*inputs[-2:])):
+        return policy.MUST_SAVE
+    return policy.PREFER_RECOMPUTE
+
+
+def _narrows(left: Tensor, right: Tensor) -> bool:
+    """Of a product `rows x left` by `left x right`."""
+    return left.shape[1] > right.shape[1]
 
 
 def _mesh(knobs: Parallel, world: World) -> DeviceMesh:

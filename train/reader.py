@@ -48,9 +48,13 @@ class Loaded:
     failures: tuple[Failure, ...]
 
     def pin_memory(self) -> "Loaded":
-        """In page-locked memory, from which a GPU copies while it computes. The loader calls it."""
+        """In page-locked memory, from which a GPU copies while it computes. The loader calls it.
+
+        What a clip lacks is one zero spread over a shape: it has no memory of its own to be locked.
+        """
         tensors = {f.name: value for f in fields(Batch) if isinstance(value := getattr(self.batch, f.name), Tensor)}
-        return replace(self, batch=replace(self.batch, **{name: t.pin_memory() for name, t in tensors.items()}))
+        pinned = {name: value.pin_memory() for name, value in tensors.items() if value.is_contiguous()}
+        return replace(self, batch=replace(self.batch, **pinned))
 
 
 class Cache:

@@ -65,7 +65,7 @@ class Parallel(Knobs):
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of the arithmetic; weights and gradients are float32 always. auto: bfloat16 on GPUs."""
     recompute: Literal["none", "full", "selective"] = "selective"
-    """What the backward pass computes again: nothing, all of a block, or all but attention (half of the work)."""
+    """What the backward pass computes again: nothing, all of a block, or all but attention and the perceptron's last product."""
     compile: bool = False
     """torch.compile of every block: minutes at the start, faster steps."""
     sequence: Count = 1
