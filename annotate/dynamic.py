@@ -11,11 +11,16 @@ from annotate.annotator import FlowModel
 from annotate.cameras import degenerate
 from annotate.depth import triangulate
 from annotate.flow.pairs import PairFlows
-from shared import camera
+from shared import camera, warp
 from shared.clip import AnnotatedClip, Motion
 
 GROW_PX = 3
 """Instance masks are drawn tightly; what they cast and blur moves too."""
+
+VANISHED_FRAMES = (1, 2, 4, 8)
+"""Frames away in which a point's place is looked at."""
+BEHIND = 1.02
+"""Ratio of depths from which on what is seen lies behind."""
 
 
 def decide(clip: AnnotatedClip, flow: FlowModel, long_side_px: int, still_px: float) -> AnnotatedClip:
@@ -43,9 +48,40 @@ def decide(clip: AnnotatedClip, flow: FlowModel, long_side_px: int, still_px: fl
 def _residual_mask(clip: AnnotatedClip, flow: FlowModel, long_side_px: int) -> Bool[np.ndarray, "T H W"]:
     assert clip.cameras is not None
     pairs = PairFlows.of(clip.rgb, flow).at_most(long_side_px)
+    if len(clip.rgb) > 1 and clip.depth is not None and clip.depth.metric and clip.cameras.metric:
+        known = clip.depth  # meters of both: a data set's truth, which no triangulation betters
+        return triangulate.against_depth(pairs, clip.cameras, known.z, known.valid) | vanished(clip)
     if len(clip.rgb) < 2 or degenerate.is_unusable(clip.cameras.degenerate):
         return triangulate.without_depth(pairs, clip.cameras, clip.shape).dynamic
     return triangulate.dense(pairs, clip.cameras, clip.shape).dynamic
+
+
+def vanished(clip: AnnotatedClip) -> Bool[np.ndarray, "T H W"]:
+    """Points whose place is seen to be empty in another frame: what is behind it shows. Asks for true depth and cameras."""
+    assert clip.depth is not None
+    assert clip.cameras is not None
+    z, box = torch.from_numpy(clip.depth.z).double(), np.ones((3, 3), np.uint8)
+    nearest = torch.from_numpy(np.stack([cv2.erode(frame, box) for frame in clip.depth.z]))[..., None].double()
+    world_from_cam, intrinsics = (
+        torch.from_numpy(clip.cameras.world_from_cam),
+        torch.from_numpy(clip.cameras.intrinsics),
+    )
+    uv = camera.pixel_centers(*clip.shape[1:])
+    gone = np.zeros(clip.shape, bool)
+    for t in range(clip.shape[0]):
+        p_here = camera.unproject(uv, z[t], intrinsics[t])
+        for other in (t + sign * gap for gap in VANISHED_FRAMES for sign in (-1, 1)):
+            if 0 <= other < clip.shape[0]:
+                p_there = camera.transform(camera.invert(world_from_cam[other]) @ world_from_cam[t], p_here)
+                ahead = p_there[..., 2] > 1e-6
+                there = camera.project(
+                    torch.where(ahead[..., None], p_there, torch.ones_like(p_there)), intrinsics[other]
+                )
+                ahead &= warp.in_bounds(there, *clip.shape[1:])
+                seen = warp.sample(nearest[other], there, mode="nearest")[..., 0]
+                gone[t] |= (ahead & (seen > BEHIND * p_there[..., 2])).numpy()
+        gone[t] = cv2.morphologyEx(gone[t].astype(np.uint8), cv2.MORPH_OPEN, box) > 0
+    return gone & clip.depth.valid
 
 
 def join(

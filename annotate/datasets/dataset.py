@@ -81,6 +81,8 @@ class Field:
 
     values: Float32[np.ndarray, "H W C"]
     valid: Bool[np.ndarray, "H W"]
+    hidden: Bool[np.ndarray, "H W"] | None = None
+    """What is seen here is hidden there, or out of the picture; None: not told."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -83,7 +83,8 @@ class Fit:
             values = np.where(smooth[..., None], self._bilinear(field.values), values)
         if pixels:
             values = values * np.array(self.scale, np.float32)
-        return Field(values=np.where(valid[..., None], values, 0).astype(np.float32), valid=valid)
+        hidden = None if field.hidden is None else self.nearest(field.hidden)
+        return Field(values=np.where(valid[..., None], values, 0).astype(np.float32), valid=valid, hidden=hidden)
 
     def _places(self) -> tuple[Float64[np.ndarray, " w"], Float64[np.ndarray, " h"]]:
         """Where the clip's pixel centers lie in the source."""

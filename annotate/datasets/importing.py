@@ -10,14 +10,12 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 from annotate import cut as cutting
 from annotate.cut import Cut, Span
-from annotate.datasets import movers, poses
+from annotate.datasets import given_flow, movers, poses
 from annotate.datasets.dataset import Facts, Field, Frame, Scene
 from annotate.datasets.fitting import Fit
-from shared.clip import KEY_STRIDE, AnnotatedClip, Cameras, Depth, Flow, Motion, Tracks
+from shared.clip import KEY_STRIDE, AnnotatedClip, Cameras, Depth, Motion, Tracks
 from shared.video import Video
 
-UNKNOWN_FLOW_PX = 8.0
-"""The uncertainty of flow where a data set gives none: what asks for certain flow passes it over."""
 _TIME_BASE = Fraction(1, 1_000_000)
 
 
@@ -71,11 +69,11 @@ class Taken:
     frames: list[Frame]
     forward: list[Field | None]
     backward: list[Field | None]
-    scene_flow: list[Field | None]
-    """To the next frame of the clip; of the last, back to the one before."""
     key_forward: list[Field | None]
     """From key frame to key frame."""
     key_backward: list[Field | None]
+    scene_flow: list[Field | None]
+    """To the next frame of the clip; of the last, back to the one before."""
     key_scene_flow: list[Field | None]
 
     def z(self) -> Float32[np.ndarray, "T H W"]:
@@ -119,15 +117,16 @@ def load(scene: Scene, span: Span, cut: Cut, source: str) -> AnnotatedClip:
         clip = clip.with_(depth=Depth(z=z, valid=z > 0, metric=facts.metric, source=source))
     if taken.has("world_from_cam") and taken.has("intrinsics"):
         clip = clip.with_(cameras=_cameras(taken, facts.metric, source))
-    clip = _with_flow(clip, taken, scene, source)
-    return _with_motion(clip, taken, scene, source)
+    flows = given_flow.Given(taken.forward, taken.backward, taken.key_forward, taken.key_backward)
+    flows = flows.completed(clip, static=facts.static)
+    return _with_motion(flows.laid_into(clip, source), taken, flows, scene, source)
 
 
 def _take(scene: Scene, numbers: Int64[np.ndarray, " T"], cut: Cut) -> Taken:
     """One frame at a time at the data set's size: all of a clip there would not fit into a worker."""
     facts = scene.facts
     fit = Fit(height=facts.height, width=facts.width, to_height=cut.height, to_width=cut.width)
-    taken = Taken(frames=[], forward=[], backward=[], scene_flow=[], key_forward=[], key_backward=[], key_scene_flow=[])
+    taken = Taken(frames=[], forward=[], backward=[], key_forward=[], key_backward=[], scene_flow=[], key_scene_flow=[])
     known = [int(number) for number in numbers]
     for t, number in enumerate(known):
         frame = scene.frame(number)
@@ -145,10 +144,9 @@ def _take(scene: Scene, numbers: Int64[np.ndarray, " T"], cut: Cut) -> Taken:
         other = known[t + 1] if t + 1 < len(known) else known[t - 1] if t else number
         taken.scene_flow.append(fitted(scene.scene_flow(number, other, frame), pixels=False))
         if t % KEY_STRIDE == 0 and t + KEY_STRIDE < len(known):
-            then = known[t + KEY_STRIDE]
-            taken.key_forward.append(fitted(scene.flow(number, then), pixels=True))
-            taken.key_scene_flow.append(fitted(scene.scene_flow(number, then, frame), pixels=False))
-        if t % KEY_STRIDE == 0 and t:
+            taken.key_scene_flow.append(fitted(scene.scene_flow(number, known[t + KEY_STRIDE], frame), pixels=False))
+            taken.key_forward.append(fitted(scene.flow(number, known[t + KEY_STRIDE]), pixels=True))
+        if t % KEY_STRIDE == 0 and t > 0:
             taken.key_backward.append(fitted(scene.flow(number, known[t - KEY_STRIDE]), pixels=True))
         taken.frames.append(_fitted(frame, fit))
     return taken
@@ -173,91 +171,9 @@ def _cameras(taken: Taken, metric: bool, source: str) -> Cameras:
     return Cameras(world_from_cam=canonical, intrinsics=taken.intrinsics(), metric=metric, source=source)
 
 
-def _with_flow(clip: AnnotatedClip, taken: Taken, scene: Scene, source: str) -> AnnotatedClip:
-    """Given flow of every pair. Where it is not known it is what a rigid world shows, and uncertain.
-
-    Where a data set gives no way back, it is the way there turned round, and a rigid world's where nothing led to. Flow between
-    key frames is taken where it is given both ways; annotators make it elsewhere.
-    """
-    forward = [field for field in taken.forward if field is not None]
-    backward = [field for field in taken.backward if field is not None]
-    steps = clip.shape[0] - 1
-    if not steps or len(forward) < steps:
-        return clip
-    if len(backward) < steps:
-        still = scene.facts.static
-        backward = [_nowhere(field) if still else _turned(field, z) for field, z in zip(forward, _depths(clip))]
-    clip = clip.with_(flow=_flow(clip, forward, backward, 1, source))
-    key_forward = [field for field in taken.key_forward if field is not None]
-    key_backward = [field for field in taken.key_backward if field is not None]
-    keys = steps // KEY_STRIDE
-    if not keys or len(key_forward) < keys or len(key_backward) < keys:
-        return clip
-    return clip.with_(key_flow=_flow(clip, key_forward, key_backward, KEY_STRIDE, source))
-
-
-def _flow(clip: AnnotatedClip, forward: list[Field], backward: list[Field], stride: int, source: str) -> Flow:
-    valid = np.stack([field.valid for field in forward])
-    ahead, back = _rigid(clip, stride, ahead=True), _rigid(clip, stride, ahead=False)
-    return Flow(
-        forward=np.stack([np.where(f.valid[..., None], _bounded(f.values), r) for f, r in zip(forward, ahead)]),
-        backward=np.stack([np.where(f.valid[..., None], _bounded(f.values), r) for f, r in zip(backward, back)]),
-        stride=stride,
-        uncertainty=None if valid.all() else np.where(valid, 0, UNKNOWN_FLOW_PX).astype(np.float32),
-        source=source,
-    )
-
-
-def _bounded(flow: Float32[np.ndarray, "H W 2"]) -> Float32[np.ndarray, "H W 2"]:
-    """No longer than the picture's diagonal: it leads out of the picture all the same, and what passes the camera has no bound."""
-    length = np.linalg.norm(flow, axis=-1, keepdims=True)
-    return flow * np.minimum(1, np.float32(np.hypot(*flow.shape[:2])) / np.maximum(length, np.float32(1)))
-
-
-def _depths(clip: AnnotatedClip) -> Float32[np.ndarray, "T H W"]:
-    return clip.depth.z if clip.depth is not None else np.ones(clip.shape, np.float32)
-
-
-def _nowhere(field: Field) -> Field:
-    return Field(values=np.zeros_like(field.values), valid=np.zeros_like(field.valid))
-
-
-def _turned(field: Field, z: Float32[np.ndarray, "H W"]) -> Field:
-    """The way back from the pixel that each pixel's flow ends on; where several end, the nearest surface's."""
-    height, width = z.shape
-    row, column = np.nonzero(field.valid)
-    far_first = np.argsort(-z[row, column], kind="stable")
-    row, column = row[far_first], column[far_first]
-    flow = field.values[row, column]
-    to_column, to_row = np.floor(column + 0.5 + flow[:, 0]), np.floor(row + 0.5 + flow[:, 1])
-    inside = (to_column >= 0) & (to_column < width) & (to_row >= 0) & (to_row < height)
-    at = to_row[inside].astype(int), to_column[inside].astype(int)
-    values, valid = np.zeros_like(field.values), np.zeros_like(field.valid)
-    values[at], valid[at] = -flow[inside], True
-    return Field(values=values, valid=valid)
-
-
-def _rigid(clip: AnnotatedClip, stride: int, *, ahead: bool) -> Float32[np.ndarray, "P H W 2"]:
-    """Flow of a still world between every `stride`-th frame, 0 where depth or cameras are missing."""
-    pairs = (clip.shape[0] - 1) // stride
-    if clip.depth is None or clip.cameras is None:
-        return np.zeros((pairs, *clip.shape[1:], 2), np.float32)
-    import torch
-
-    from shared import camera
-
-    first, last = slice(0, pairs * stride, stride), slice(stride, None, stride)
-    here, there = (first, last) if ahead else (last, first)
-    z, valid = torch.from_numpy(clip.depth.z[here]).double(), torch.from_numpy(clip.depth.valid[here])
-    world_from_cam = torch.from_numpy(clip.cameras.world_from_cam)
-    intrinsics = torch.from_numpy(clip.cameras.intrinsics)
-    there_from_here = camera.invert(world_from_cam[there]) @ world_from_cam[here]
-    flow, z_there = camera.rigid_flow(torch.where(valid, z, 1.0), there_from_here, intrinsics[here], intrinsics[there])
-    seen = valid & (z_there > 0.05 * z)
-    return torch.where(seen[..., None], flow, 0.0).clamp(-500, 500).float().numpy()
-
-
-def _with_motion(clip: AnnotatedClip, taken: Taken, scene: Scene, source: str) -> AnnotatedClip:
+def _with_motion(
+    clip: AnnotatedClip, taken: Taken, flows: given_flow.Given, scene: Scene, source: str
+) -> AnnotatedClip:
     """Dynamic pixels by motion, never by what something is; scene flow where it is exact. Annotators complete the rest."""
     instances = _ids(taken) if taken.has("instances") else None
     sky = np.stack([_given(frame.sky) for frame in taken.frames]) if taken.has("sky") else None
@@ -266,7 +182,9 @@ def _with_motion(clip: AnnotatedClip, taken: Taken, scene: Scene, source: str) -
     seen = None if tracks is None or first is None else movers.see(tracks, clip, first)
     if seen is not None and first is not None:
         clip = clip.with_(tracks=_tracks(seen, first, scene.facts.max_tracks, source))
-    dynamic = movers.moving(clip, taken.scene_flow, taken.key_scene_flow, instances, seen, static=scene.facts.static)
+    dynamic = movers.moving(
+        clip, taken.scene_flow, taken.key_scene_flow, instances, seen, flows, static=scene.facts.static
+    )
     if dynamic is None or first is None:
         return clip
     steps, keys = clip.shape[0] - 1, (clip.shape[0] - 1) // KEY_STRIDE

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
+from annotate.datasets import given_flow
 from annotate.datasets.dataset import Field, Tracks
 from shared import camera, warp
 from shared.clip import KEY_STRIDE, AnnotatedClip
@@ -14,6 +15,8 @@ LEAST_M, LEAST_OF_Z = 0.002, 0.002
 """Scene flow shorter than either is none: rounding of what is given exactly."""
 TRACK_M, TRACK_OF_Z = 0.010, 0.005
 """The same of tracks and rounded depth."""
+LEAST_PX, LEAST_OF_FLOW, TIMES_MEDIAN = 0.1, 0.01, 10.0
+"""Given flow that is farther from a still world's moves; its median distance stands for how exact flow, depth and cameras are."""
 AGREEMENT = 0.02
 """A track lies on what its pixel shows if their depths differ by less than this share."""
 HIDES = 0.05
@@ -53,6 +56,7 @@ def moving(
     key_scene_flow: list[Field | None],
     instances: Int32[np.ndarray, "T H W"] | None,
     seen: Seen | None,
+    flows: given_flow.Given,
     *,
     static: bool,
 ) -> Bool[np.ndarray, "T H W"] | None:
@@ -61,8 +65,10 @@ def moving(
         return np.zeros(clip.shape, bool)
     if any(field is not None for field in scene_flow):
         return _by_scene_flow(clip, scene_flow, key_scene_flow, instances, _unit(clip))
-    if instances is None or clip.depth is None or clip.cameras is None:
+    if clip.depth is None or clip.cameras is None:
         return None
+    if instances is None:
+        return _by_flow(clip, flows)
     told = _by_tracks(instances, seen) if seen is not None else {}
     numbers = [int(i) for i in np.unique(instances[instances > 0])]
     return np.isin(instances, [i for i in numbers if (told[i] if i in told else _left(clip, instances == i))])
@@ -102,6 +108,45 @@ def _by_scene_flow(
         if known.any() and (dynamic & known).sum() > 0.5 * known.sum():
             dynamic |= where & ~known
     return dynamic & (instances > 0)
+
+
+def _by_flow(clip: AnnotatedClip, flows: given_flow.Given) -> Bool[np.ndarray, "T H W"] | None:
+    """Pixels whose given flow is not what a still world shows; None where a frame has no flow.
+
+    Where no flow leads on from the last frame, it takes over what the flow before it carries there.
+    """
+    if clip.shape[0] < 2 or any(field is None for field in flows.forward):
+        return None
+    dynamic = np.zeros(clip.shape, bool)
+    for t, field in enumerate(flows.forward):
+        assert field is not None
+        dynamic[t] = _odd(clip, field, t, t + 1)
+    last = flows.forward[-1]
+    assert last is not None
+    assert clip.depth is not None
+    starts, ends = given_flow.landed(last, clip.depth.z[-2])
+    carried, reached = np.zeros(clip.shape[1:], bool), np.zeros(clip.shape[1:], bool)
+    carried[ends], reached[ends] = dynamic[-2][starts], True
+    dynamic[-1] = carried | (_closed(carried) & ~reached)
+    return dynamic
+
+
+def _odd(clip: AnnotatedClip, field: Field, t: int, other: int) -> Bool[np.ndarray, "H W"]:
+    """Clearly more than the median pixel, which stands still, and more than rounding."""
+    still, known = (both[0] for both in given_flow.rigid(clip, np.array([t]), np.array([other])))
+    known &= field.valid
+    if not known.any():
+        return known
+    off = np.linalg.norm(field.values - still, axis=-1)
+    rounding = LEAST_PX + LEAST_OF_FLOW * np.linalg.norm(still, axis=-1)
+    return known & (off > np.maximum(rounding, TIMES_MEDIAN * np.median(off[known])))
+
+
+def _closed(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """With gaps of a pixel or two filled."""
+    import cv2
+
+    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0
 
 
 def _by_tracks(instances: Int32[np.ndarray, "T H W"], seen: Seen) -> dict[int, bool]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from pydantic import Field as Knob
 
 from annotate.datasets import poses, reading
@@ -25,7 +25,7 @@ class Sintel(Choice):
         where="http://sintel.is.tue.mpg.de",
         size="23 sequences at 1024 x 436",
         layout="training/{final,clean,depth,camdata_left,flow,occlusions,invalid}/alley_1/frame_0001.{png,dpt,cam,flo}",
-        brings="metric depth, cameras, forward flow",
+        brings="metric depth, cameras, forward flow, dynamic pixels and scene flow that follow from them",
     )
     fps: Annotated[float, Knob(gt=0)] = 24.0
     rendering: Literal["final", "clean"] = "final"
@@ -78,16 +78,21 @@ class _Scene(Scene):
         )
 
     def flow(self, start: int, end: int) -> Field | None:
-        """Valid where it is known; `occlusions` and `invalid` are white where it is hidden or leaves the picture."""
+        """`occlusions` are white where it leads behind something, `invalid` where it is not known."""
         if end != start + 1 or start not in self._files["flow"]:
             return None
         values = _tagged(self._uri("flow", start), 2)
         valid = np.all(np.isfinite(values) & (np.abs(values) < 1e9), axis=-1)
-        for kind in ("occlusions", "invalid"):
-            if start in self._files[kind]:
-                bad = reading.pixels(self._uri(kind, start))
-                valid &= (bad if bad.ndim == 2 else bad[..., 0]) < 128
-        return Field(values=np.where(valid[..., None], values, 0).astype(np.float32), valid=valid)
+        if (bad := self._white("invalid", start)) is not None:
+            valid &= ~bad
+        values = np.where(valid[..., None], values, 0).astype(np.float32)
+        return Field(values=values, valid=valid, hidden=self._white("occlusions", start))
+
+    def _white(self, kind: str, number: int) -> Bool[np.ndarray, "H W"] | None:
+        if number not in self._files[kind]:
+            return None
+        shown = reading.pixels(self._uri(kind, number))
+        return (shown if shown.ndim == 2 else shown[..., 0]) >= 128
 
 
 def _tagged(uri: str, channels: int) -> np.ndarray:

@@ -35,8 +35,8 @@ class _Multiview:
     knobs: Multiview
 
     def __call__(self, clip: AnnotatedClip, flow: FlowModel) -> AnnotatedClip:
-        if clip.depth is not None and clip.motion is not None:
-            return clip
+        if clip.depth is not None:
+            return clip  # what moves follows from that depth: `annotate.dynamic`
         if clip.cameras is None:
             raise ValueError(f"{clip.id}: multiview depth asks for cameras, and the clip has none")
         from annotate.cameras import degenerate
@@ -67,4 +67,4 @@ def _filled(clip: AnnotatedClip, found: "Dense", source: str) -> AnnotatedClip:
         "depth_residual_px": found.residual_px,
         "depth_dynamic": float(found.dynamic.mean()),
     }
-    return clip.with_(depth=clip.depth or depth, motion=clip.motion or motion, scores=scores)
+    return clip.with_(depth=depth, motion=clip.motion or motion, scores=scores)

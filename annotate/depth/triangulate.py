@@ -128,17 +128,46 @@ def _against_turning(
     """What moves more than a world at infinity would."""
     rig = rig_of(pairs, cameras, shape)
     gap = min(gap or max(1, shape[0] // len(rig.keys)), shape[0] - 1)
-    grid, nodes = half_grid(pairs.size)
+    infinity = torch.zeros(len(half_grid(pairs.size)[1]))
     dynamic, residuals = np.zeros(shape, bool), []
     for t in range(shape[0]):
         others = [j for j in (t - gap, t + gap) if 0 <= j < shape[0]] or [0 if t else shape[0] - 1]
-        views = views_of(rig, t, nodes, others)
-        found = evaluate(views, torch.zeros(len(nodes)), enough=1)
-        threshold = max(0.6, 3 * found.sigma_px) + 0.02 * found.displacement
-        moving = found.seen & (_median5(found.score, grid) > threshold)
-        dynamic[t] = _enlarged(_cleaned(moving, grid).numpy(), grid, shape[1:]) > 0.5
-        residuals.append(found.sigma_px / 1.2)
+        dynamic[t], sigma = _unexplained(rig, t, others, infinity, infinity > -1, shape)
+        residuals.append(sigma / 1.2)
     return dynamic, float(np.median(residuals))
+
+
+def against_depth(
+    pairs: PairFlows, cameras: Cameras, z: Float32[np.ndarray, "T H W"], valid: Bool[np.ndarray, "T H W"]
+) -> Bool[np.ndarray, "T H W"]:
+    """What flows otherwise than a still world of this depth would, to the frames beside: for depth that can be trusted."""
+    rig = replace(rig_of(pairs, cameras, z.shape), unit=1.0)
+    _, nodes = half_grid(pairs.size)
+    to_clip = nodes.new_tensor((z.shape[2] / pairs.size[1], z.shape[1] / pairs.size[0]))
+    column, row = (nodes * to_clip).long().T.numpy()
+    dynamic = np.zeros(z.shape, bool)
+    for t in range(len(z)):
+        others = [j for j in (t - 1, t + 1) if 0 <= j < len(z)]
+        known = torch.from_numpy(valid[t, row, column])
+        d = torch.where(known, 1 / torch.from_numpy(z[t, row, column]).clamp(min=1e-6), 0.0)
+        dynamic[t] = _unexplained(rig, t, others, d, known, z.shape)[0]
+    return dynamic & valid
+
+
+def _unexplained(
+    rig: Rig,
+    t: int,
+    others: list[int],
+    d: Float[Tensor, " N"],
+    known: Bool[Tensor, " N"],
+    shape: tuple[int, int, int],
+) -> tuple[Bool[np.ndarray, "H W"], float]:
+    """Pixels of frame t whose flow is not that of still points at these inverse depths; and the flow's noise in pixels."""
+    grid, nodes = half_grid(rig.pairs.size)
+    found = evaluate(views_of(rig, t, nodes, others), d, enough=1)
+    threshold = max(0.6, 3 * found.sigma_px) + 0.02 * found.displacement
+    moving = found.seen & known & (_median5(found.score, grid) > threshold)
+    return _enlarged(_cleaned(moving, grid).numpy(), grid, shape[1:]) > 0.5, found.sigma_px
 
 
 def half_grid(size: tuple[int, int]) -> tuple[tuple[int, int], Float[Tensor, "N 2"]]:

@@ -30,6 +30,8 @@ class Rendered(Scene):
 
     def flow(self, start: int, end: int) -> Field | None:
         flow = self.true.clip.flow
+        if abs(end - start) > 1:
+            return None
         values = flow.forward[start] if end > start else flow.backward[end]
         return Field(values=values, valid=np.ones(values.shape[:2], bool))
 

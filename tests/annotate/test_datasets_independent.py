@@ -143,6 +143,23 @@ def _assert_scene_flow(clip: AnnotatedClip, case: Case, first_from_world: np.nda
     assert 1000 * np.linalg.norm(clip.motion.scene_flow - true, axis=-1)[moving].max() < case.scene_flow_mm + more_mm
 
 
+def test_what_moves_in_sintel_follows_from_its_depth_cameras_and_flow(tmp_path: Path) -> None:
+    """It has no instances. The whole road, in the default store."""
+    extra_sets.sintel(tmp_path / "tree", WORLD)
+    _annotate(f"sintel:{tmp_path / 'tree'}", tmp_path / "out", WORLD.num_frames, fps=24, height=64, width=96)
+    (clip,) = read_clips(str(tmp_path / "out" / "shards"))
+    _assert_points(clip, CASES[-2], WORLD.cam_from_world[0], more_mm=0.1)
+    _assert_flow(clip, CASES[-2], more_px=1e-3)
+    dynamic, true = clip.motion.dynamic, WORLD.dynamic
+    assert (dynamic & true).sum() > 0.97 * (dynamic | true).sum()
+    flows = [WORLD.flow(t, t + 1)[3] for t in range(WORLD.num_frames - 1)]
+    error = np.linalg.norm(clip.motion.scene_flow - np.stack(flows) @ WORLD.cam_from_world[0, :3, :3].T, axis=-1)
+    known = clip.motion.scene_flow_valid & true[:-1]
+    assert known.sum() > 0.5 * true[:-1].sum()
+    assert 1000 * np.median(error[known]) < 0.3
+    assert not clip.motion.scene_flow[~dynamic[:-1]].any()
+
+
 @pytest.mark.parametrize("num_frames", [2, 4])
 def test_clips_too_short_for_a_pair_of_key_frames_are_annotated(num_frames: int, tmp_path: Path) -> None:
     """The recipe halves them here, and takes every second frame."""

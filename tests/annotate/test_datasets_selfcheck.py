@@ -9,7 +9,7 @@ import pytest
 from jaxtyping import Int64
 from miniatures import drawing
 
-from annotate.datasets import movers, selfcheck
+from annotate.datasets import given_flow, movers, selfcheck
 from annotate.datasets.dataset import Facts, Field, Frame, Scene, Tracks
 
 
@@ -109,5 +109,5 @@ def test_what_stands_still_is_told_from_what_moves_by_depth_and_cameras_alone() 
     ids = clip.motion.instances.copy()
     ids[(clip.pointmap()[..., 0] < -1) & (ids == 0)] = 7
     assert (ids == 7).any()
-    moving = movers.moving(clip, [None] * 9, [], ids, None, static=False)
+    moving = movers.moving(clip, [None] * 9, [], ids, None, given_flow.Given([], [], [], []), static=False)
     np.testing.assert_array_equal(moving, clip.motion.dynamic)

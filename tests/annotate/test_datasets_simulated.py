@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from miniatures import imported
 
-from annotate.datasets import importing, poses, selfcheck
+from annotate.datasets import given_flow, importing, poses, selfcheck
 from annotate.datasets.dataset import Frame
 from annotate.datasets.simulated import Mujoco, MujocoRgb, met
 from shared.clip import AnnotatedClip
@@ -67,7 +67,7 @@ def test_flow_of_key_frames_is_the_truth_too(clip: AnnotatedClip) -> None:
 def test_flow_beyond_the_picture_is_bounded() -> None:
     """A point that passes the camera has flow without bound, which no codec keeps; its way out of the picture stays."""
     long, short = (6000.0, 8000.0), (3.0, 4.0)
-    found = importing._bounded(np.array([[long, short] * 2] * 3, np.float32))  # a picture of 3 x 4
+    found = given_flow.bounded(np.array([[long, short] * 2] * 3, np.float32))  # a picture of 3 x 4
     np.testing.assert_allclose(found[0, 0], (3.0, 4.0), rtol=1e-6)
     np.testing.assert_array_equal(found[0, 1], short)
 
