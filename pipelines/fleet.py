@@ -4,6 +4,7 @@ Ray is asked for placement and calls only: actors never restart and Ray retries 
 """
 
 import concurrent.futures
+import itertools
 import logging
 import os
 import socket
@@ -12,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from pipelines import seat
-from pipelines.tasks import Fault, Job, Outcome, Task
+from pipelines import seat, serve
+from pipelines.tasks import Fault, Job, Outcome, Task, start_fault
 
 TaskKind = Literal["cut", "clip", "pack"]
 
 _OBJECT_STORE_BYTES = 80_000_000
 """The least that Ray accepts: only paths and numbers pass through it."""
 _GRACE_S = 60.0
-"""Beyond a task's own time-out; then not only the worker hangs but its guard."""
+"""Beyond a task's own time-out and the loading of a worker; then not only the worker hangs but its guard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +32,13 @@ class Place:
     kinds: frozenset[TaskKind]
     cpus: float
     gpus: float
+    depth: int = 1
+    """Clips in flight at once; more than one only for a worker that overlaps them."""
 
 
 @runtime_checkable
 class Crew(Protocol):
-    """Seats by number. A seat does one thing at a time and answers with an outcome, whatever happens to it."""
+    """Seats by number. A seat answers each of its tasks with an outcome, whatever happens to it."""
 
     def start(self, number: int, place: Place) -> None:
         """Fills the seat with a fresh worker; its outcome names the `node` and that machine's `memory_gib`."""
@@ -60,17 +63,16 @@ class Inline:
         self._ready: list[tuple[int, Outcome]] = []
 
     def start(self, number: int, place: Place) -> None:
-        try:
-            self._worker = seat.make(place.job)
-            outcome = Outcome(value=seat.machine())
-        except Exception as error:
-            outcome = Outcome(fault=seat.start_fault(seat.fault_of(error)))
+        worker, fault = serve.attempt(serve.make, place.job)
+        self._worker = worker
+        outcome = Outcome(value=seat.machine()) if fault is None else Outcome(fault=start_fault(fault))
         self._ready.append((number, outcome))
 
     def submit(self, number: int, task: Task) -> None:
         began = time.monotonic()
-        value, fault = seat.answer(self._worker, task)
-        self._ready.append((number, Outcome(value=value, fault=fault, seconds=time.monotonic() - began)))
+        value, fault = serve.attempt(self._worker, task)
+        seconds = time.monotonic() - began
+        self._ready.append((number, Outcome(key=task.key, value=value, fault=fault, seconds=seconds)))
 
     def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:
         ready, self._ready = self._ready, []
@@ -81,33 +83,28 @@ class Inline:
 
 
 class Local:
-    """Processes of this machine without Ray, a thread for each seat."""
+    """Processes of this machine without Ray."""
 
     def __init__(self) -> None:
         self._seats: dict[int, seat.Seat] = {}
-        self._threads: dict[int, concurrent.futures.ThreadPoolExecutor] = {}
         self._busy: dict[concurrent.futures.Future[Outcome], int] = {}
 
     def start(self, number: int, place: Place) -> None:
         if number in self._seats:
-            self._seats[number].kill()
+            self._seats[number].close()
         self._seats[number] = seat.Seat(place.job)
-        # a thread of its own, kept for good: a worker dies with the thread that started it
-        self._threads.setdefault(number, concurrent.futures.ThreadPoolExecutor(1))
-        self._busy[self._threads[number].submit(self._seats[number].start)] = number
+        self._busy[self._seats[number].order(None)] = number
 
     def submit(self, number: int, task: Task) -> None:
-        self._busy[self._threads[number].submit(self._seats[number].do, task)] = number
+        self._busy[self._seats[number].order(task)] = number
 
     def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:
         done, _ = concurrent.futures.wait(self._busy, timeout_s, concurrent.futures.FIRST_COMPLETED)
         return [(self._busy.pop(future), future.result()) for future in done]
 
     def close(self) -> None:
-        for number, thread in self._threads.items():
-            self._seats[number].kill()
-            thread.submit(self._seats[number].close).result()
-            thread.shutdown()
+        for held in self._seats.values():
+            held.close()
 
 
 class RayActors:
@@ -115,35 +112,48 @@ class RayActors:
 
     def __init__(self, address: str | None = None) -> None:
         self._ray, self._ours = connect(address)
+        self._load_s = 0.0
         self._actors: dict[int, Any] = {}
         self._nodes: dict[int, str] = {}
-        self._busy: dict[Any, tuple[int, float]] = {}
-        self._doubtful: dict[int, float] = {}
-        """Seats that cannot be reached, and until when it is asked why."""
+        self._busy: dict[Any, tuple[int, str]] = {}
+        """Seat and task of each call; no task: a start, or a question."""
+        self._until: dict[int, tuple[float, float]] = {}
+        """When to give up a seat that has tasks, and how long after its next answer."""
+        self._doubtful: dict[int, tuple[float, list[str]]] = {}
+        """Seats that cannot be reached, until when it is asked why, and their tasks."""
 
     def start(self, number: int, place: Place) -> None:
         remote = self._ray.remote(_SeatActor).options(
-            num_cpus=place.cpus, num_gpus=place.gpus, max_restarts=0, max_task_retries=0
+            num_cpus=place.cpus,
+            num_gpus=place.gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=place.depth + 1,  # a thread for each task and one for questions
         )
         if number in self._actors:
             self._ray.kill(self._actors[number])
+        self._until.pop(number, None)
         self._actors[number] = remote.remote(place.job)
+        self._load_s = place.job.start_timeout_s
         # it may wait long for a free machine: the seat itself limits how long its worker may load
-        self._busy[self._actors[number].start.remote()] = number, float("inf")
+        self._busy[self._actors[number].start.remote()] = number, ""
 
     def submit(self, number: int, task: Task) -> None:
-        call = self._actors[number].do.remote(task)
-        self._busy[call] = number, time.monotonic() + task.timeout_s + _GRACE_S
+        patience = self._load_s + task.timeout_s + _GRACE_S  # the seat may have to load a fresh worker first
+        until, longest = self._until.get(number, (time.monotonic() + patience, patience))
+        self._until[number] = until, max(longest, patience)
+        self._busy[self._actors[number].do.remote(task)] = number, task.key
 
     def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:
         calls = list(self._busy)
         if not calls:
             return []
         self._ray.wait(calls, num_returns=1, timeout=timeout_s)
-        ready, waiting = self._ray.wait(calls, num_returns=len(calls), timeout=0)
-        outcomes = [self._collect(call) for call in ready]
-        outcomes += [self._give_up(call) for call in waiting if time.monotonic() > self._busy[call][1]]
-        return [outcome for outcome in outcomes if outcome is not None]
+        ready, _ = self._ray.wait(calls, num_returns=len(calls), timeout=0)
+        outcomes = [self._collect(call) for call in ready if call in self._busy]
+        late = [number for number, (until, _) in self._until.items() if time.monotonic() > until]
+        outcomes += [self._give_up(number) for number in late]
+        return list(itertools.chain.from_iterable(outcomes))
 
     def close(self) -> None:
         for actor in self._actors.values():
@@ -155,38 +165,51 @@ class RayActors:
         """Resources of every machine that is alive."""
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
-    def _collect(self, call: Any) -> tuple[int, Outcome] | None:
-        number, _ = self._busy.pop(call)
+    def _collect(self, call: Any) -> list[tuple[int, Outcome]]:
+        number, key = self._busy.pop(call)
         try:
             outcome = self._ray.get(call)
         except self._ray.exceptions.ActorUnavailableError:
-            return self._doubt(number)
+            return self._doubt(number, key)
         except self._ray.exceptions.RayError as error:
-            return self._gone(number, self._fault(number, error))
+            return self._gone(number, [key], self._fault(number, error))
         if number in self._doubtful:
-            return self._gone(
-                number, Fault(kind="node_lost", message="the connection to its machine was lost for a while")
-            )
+            message = "the connection to its machine was lost for a while"
+            return self._gone(number, [key], Fault(kind="node_lost", message=message))
         self._nodes[number] = outcome.value.pop("ray_node", self._nodes.get(number))
-        return number, outcome
+        _, patience = self._until.pop(number, (0.0, 0.0))
+        if any(busy == number for busy, _ in self._busy.values()):
+            self._until[number] = time.monotonic() + patience, patience
+        return [(number, outcome)]
 
-    def _doubt(self, number: int) -> tuple[int, Outcome] | None:
+    def _doubt(self, number: int, key: str) -> list[tuple[int, Outcome]]:
         """Whether only the actor died or all of its machine, Ray knows some seconds later: asks again until it does."""
-        until = self._doubtful.setdefault(number, time.monotonic() + _GRACE_S)
+        until, keys = self._doubtful.get(number, (time.monotonic() + _GRACE_S, []))
+        self._doubtful[number] = until, [*keys, key, *self._dropped(number)]
         if time.monotonic() > until:
-            return self._gone(number, Fault(kind="node_lost", message="its machine cannot be reached"))
+            return self._gone(number, [], Fault(kind="node_lost", message="its machine cannot be reached"))
         time.sleep(0.2)
-        self._busy[self._actors[number].ping.remote()] = number, float("inf")
-        return None
+        self._busy[self._actors[number].ping.remote()] = number, ""
+        return []
 
-    def _gone(self, number: int, fault: Fault) -> tuple[int, Outcome]:
-        self._doubtful.pop(number, None)
-        return number, Outcome(value={"gone": True}, fault=fault)
+    def _gone(self, number: int, keys: list[str], fault: Fault) -> list[tuple[int, Outcome]]:
+        """The same fault for all that was in flight; the first outcome says that the seat is gone."""
+        self._until.pop(number, None)
+        _, doubted = self._doubtful.pop(number, (0.0, []))
+        lost = list(dict.fromkeys(filter(None, [*keys, *doubted, *self._dropped(number)])))
+        outcomes = [Outcome(key=key, fault=fault, beside=tuple(k for k in lost if k != key)) for key in lost or [""]]
+        outcomes[0].value["gone"] = True
+        return [(number, outcome) for outcome in outcomes]
 
-    def _give_up(self, call: Any) -> tuple[int, Outcome] | None:
-        number, _ = self._busy.pop(call)
+    def _dropped(self, number: int) -> list[str]:
+        """Tasks of the seat's other calls, which are no longer waited for."""
+        calls = [call for call, (busy, _) in self._busy.items() if busy == number]
+        return [self._busy.pop(call)[1] for call in calls]
+
+    def _give_up(self, number: int) -> list[tuple[int, Outcome]]:
         self._ray.kill(self._actors[number])
-        return self._gone(number, Fault(kind="timeout", message="neither the worker nor its guard answered in time"))
+        fault = Fault(kind="timeout", message="neither the worker nor its guard answered in time")
+        return self._gone(number, [], fault)
 
     def _fault(self, number: int, error: Exception) -> Fault:
         text = " ".join(str(error).split())

@@ -18,7 +18,10 @@ class Fleet(Knobs):
     workers: Annotated[int, Field(ge=1)] | None = None
     """Processes that annotate; None: as many as fit."""
     workers_per_gpu: Annotated[int, Field(ge=1)] = 1
-    """2 lets one worker decode and encode while the other computes; each holds its own copy of the models."""
+    """Each holds its own copy of the models: where they leave a GPU idle even with `overlap`."""
+    overlap: bool | None = None
+    """A worker decodes the next clip and encodes the one before while it annotates this one. None: where it holds a GPU; with only
+    CPUs all three would share them."""
     screeners: Annotated[int, Field(ge=1)] | None = None
     """CPU processes that cut, screen and pack beside workers that hold GPUs; None: the CPUs left. Without GPUs workers do all."""
     cpus: Annotated[float, Field(gt=0)] | None = None

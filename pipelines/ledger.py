@@ -75,6 +75,8 @@ class Standing:
     """Begun and neither done, given back nor forgiven: a driver that died with one has used it."""
     lost: int = 0
     """Attempts that a vanished machine took along."""
+    suspected: bool = False
+    """It was in flight beside others when their worker died: whether it is to blame shows when it is tried alone."""
     end: Event | None = None
     """done, failed or quarantined; None: still to do."""
 
@@ -98,6 +100,7 @@ def note(standing: Standing, event: Event) -> None:
             standing.attempts += 1
         case "returned":
             standing.attempts -= 1
+            standing.suspected = standing.suspected or bool(event.get("beside"))
         case "fault" if event["class"] == "node_lost":
             standing.attempts -= 1
             standing.lost += 1

@@ -18,7 +18,7 @@ from pipelines.fleet import Crew, Place, TaskKind
 from pipelines.funnel import Funnel
 from pipelines.ledger import Event, Ledger, Standing
 from pipelines.plan import Block
-from pipelines.tasks import Fault, Outcome, Task
+from pipelines.tasks import Fault, FaultKind, Outcome, Task
 from shared import files
 
 _LOOK_S = 0.5
@@ -26,6 +26,8 @@ _MOST_START_FAILURES = 12
 """In a row, by deaths and time-outs; an exception while loading ends the run at once."""
 _URGENCY: tuple[TaskKind, ...] = ("pack", "clip", "cut")
 """What is nearest to its end comes first: it frees the spool."""
+_ANYBODYS: tuple[FaultKind, ...] = ("died", "timeout", "out_of_memory")
+"""Faults of a worker as a whole."""
 
 
 @dataclass(kw_only=True)
@@ -35,9 +37,12 @@ class SeatState:
     place: Place
     node: str = ""
     memory_gib: float = 0.0
-    idle: bool = False
-    """False: starting, or at a task."""
-    task: Task | None = None
+    ready: bool = False
+    """False: its worker starts."""
+    tasks: dict[str, Task] = field(default_factory=dict)
+    """In flight, by key."""
+    alone: bool = False
+    """What is in flight must have no other beside it."""
 
 
 class Hopeless(ValueError):
@@ -73,14 +78,15 @@ class Loop:
 
     def run(self) -> Funnel:
         """Works until every block is committed. Raises Hopeless, or KeyboardInterrupt; what was begun is given back either way."""
-        for number, place in enumerate(self.places):
-            self._start(number, place)
+        self.seats = {number: SeatState(place=place) for number, place in enumerate(self.places)}
+        for number in self.seats:
+            self._start(number)
         try:
             while self._more():
                 self._hand_out()
                 for number, outcome in self.crew.wait(_LOOK_S):
                     self._take(number, outcome)
-                self.look(self.funnel(), sum(seat.task is not None for seat in self.seats.values()))
+                self.look(self.funnel(), sum(bool(seat.tasks) for seat in self.seats.values()))
         finally:
             self._give_back()
         return self.committed
@@ -93,7 +99,7 @@ class Loop:
 
     def _more(self) -> bool:
         """Opens blocks while there is room; False: everything is done."""
-        while not self._exhausted and self._waiting() < 2 * len(self.seats) and self._room():
+        while not self._exhausted and self._waiting() < 2 * self._most_in_flight() and self._room():
             block = next(self.blocks, None)
             if block is None:
                 self._exhausted = True
@@ -103,6 +109,9 @@ class Loop:
 
     def _waiting(self) -> int:
         return sum(len(waiting) for waiting in self.todo.values())
+
+    def _most_in_flight(self) -> int:
+        return sum(seat.place.depth for seat in self.seats.values())
 
     def _room(self) -> bool:
         spooled = sum(block.spooled_bytes for block in self.opened.values())
@@ -122,16 +131,17 @@ class Loop:
         self._pack_if_complete(opened)
 
     def _hand_out(self) -> None:
-        """Gives every idle seat the most urgent task that it takes and that fits into its machine's memory."""
+        """Gives every seat the most urgent task that it takes and that fits into its machine's memory, the emptiest seat first."""
         started: dict[str, list[Event]] = {}
         given: list[tuple[int, Task]] = []
-        for number, seat in self.seats.items():
-            if seat.idle and (task := self._next(seat)) is not None:
-                seat.idle, seat.task = False, task
-                attempt = self.opened[task.block].units[task.key].standing.attempts + 1
-                event = {"event": "started", "kind": task.kind, "key": task.key, "attempt": attempt, "node": seat.node}
-                started.setdefault(task.block, []).append(event)
-                given.append((number, task))
+        for depth in range(max(seat.place.depth for seat in self.seats.values())):
+            for number, seat in self.seats.items():
+                if seat.ready and len(seat.tasks) == depth and (task := self._next(seat)) is not None:
+                    seat.tasks[task.key], seat.alone = task, not self._shares(task)
+                    attempt = self.opened[task.block].units[task.key].standing.attempts + 1
+                    facts = {"kind": task.kind, "key": task.key, "attempt": attempt, "node": seat.node}
+                    started.setdefault(task.block, []).append({"event": "started", **facts})
+                    given.append((number, task))
         for block, events in started.items():
             self._write(self.opened[block], events)
         for number, task in given:
@@ -148,9 +158,16 @@ class Loop:
 
     def _fits(self, seat: SeatState, task: Task) -> bool:
         """Bytes in flight on the seat's machine stay within bounds; one task always runs."""
-        held = sum(s.task.num_bytes for s in self.seats.values() if s.task is not None and s.node == seat.node)
+        if seat.tasks and (seat.alone or not self._shares(task)):
+            return False
+        held = sum(t.num_bytes for s in self.seats.values() if s.node == seat.node for t in s.tasks.values())
         gib = self.settings.fleet.in_flight_gib or seat.memory_gib / 2
         return held == 0 or held + task.num_bytes <= gib * 2**30
+
+    def _shares(self, task: Task) -> bool:
+        """A worker may hold others beside it: a clip that nothing is held against."""
+        standing = self.opened[task.block].units[task.key].standing
+        return task.kind == "clip" and standing.attempts == 0 and not standing.suspected
 
     def _spent(self, task: Task) -> bool:
         """Quarantines what was begun too often without an answer: it may be what killed its drivers."""
@@ -168,28 +185,30 @@ class Loop:
 
     def _take(self, number: int, outcome: Outcome) -> None:
         seat = self.seats[number]
-        task, seat.task = seat.task, None
+        task = seat.tasks.pop(outcome.key, None)
         fault = outcome.fault
         if fault is not None and (fault.kind == "start_failed" or task is None):
             self._not_started(number, task, fault)
             return
         if outcome.value.get("gone"):
-            self._start(number, seat.place)
-        else:
-            seat.idle = True
+            self._start(number)
         self._start_failures = 0
         if task is None:
+            seat.ready = True
             seat.node, seat.memory_gib = outcome.value["node"], outcome.value["memory_gib"]
             self.say("seated", seat=number, node=seat.node, seconds=round(outcome.seconds, 2))
         elif fault is None:
             self._watch("")
             self._done(self.opened[task.block], task.key, outcome)
+        elif outcome.beside and fault.kind in _ANYBODYS:
+            self._suspect(self.opened[task.block], task, outcome)
         else:
             self._failed(self.opened[task.block], task, fault)
 
-    def _start(self, number: int, place: Place) -> None:
-        self.seats[number] = SeatState(place=place)
-        self.crew.start(number, place)
+    def _start(self, number: int) -> None:
+        """What was in flight there is still answered for."""
+        self.seats[number].ready = False
+        self.crew.start(number, self.seats[number].place)
 
     def _not_started(self, number: int, task: Task | None, fault: Fault) -> None:
         """A worker that cannot load blames no clip; several in a row end the run."""
@@ -201,7 +220,8 @@ class Loop:
         refused = fault.kind == "start_failed" and not fault.signal
         if refused or self._start_failures >= _MOST_START_FAILURES:
             raise Hopeless(fault.message)
-        self._start(number, self.seats[number].place)
+        if self.seats[number].ready or task is None:  # else another task of the seat has said so already
+            self._start(number)
 
     def _done(self, block: OpenBlock, key: str, outcome: Outcome) -> None:
         unit = block.units[key]
@@ -231,6 +251,13 @@ class Loop:
             self._end(block, task, fault, "quarantined")
         else:
             self.todo[task.kind].append(task)
+
+    def _suspect(self, block: OpenBlock, task: Task, outcome: Outcome) -> None:
+        """A worker died with several clips in flight: none has used up an attempt, each is tried again by itself."""
+        assert outcome.fault is not None
+        told = {"class": outcome.fault.kind, "message": outcome.fault.message, "beside": list(outcome.beside)}
+        self._write(block, [{"event": "returned", "kind": task.kind, "key": task.key, **told}])
+        self.todo[task.kind].append(task)
 
     def _end(self, block: OpenBlock, task: Task, fault: Fault, event: str) -> None:
         """Never again, unless `--retry` asks for it."""
@@ -291,10 +318,11 @@ class Loop:
     def _give_back(self) -> None:
         """What was begun but will not end here has not been tried."""
         for seat in self.seats.values():
-            if seat.task is not None and seat.task.block in self.opened:
-                event = {"event": "returned", "kind": seat.task.kind, "key": seat.task.key}
-                self._write(self.opened[seat.task.block], [event])
-                seat.task = None
+            for task in seat.tasks.values():
+                if task.block in self.opened:
+                    event = {"event": "returned", "kind": task.kind, "key": task.key}
+                    self._write(self.opened[task.block], [event])
+            seat.tasks = {}
         self.ledger.close()
 
 

@@ -17,6 +17,8 @@ FACTORY = "pipelines.work:Worker"
 _ALL: frozenset[TaskKind] = frozenset(("cut", "clip", "pack"))
 _LIGHT: frozenset[TaskKind] = frozenset(("cut", "pack"))
 _HEAVY: frozenset[TaskKind] = frozenset(("clip",))
+_STAGES = 3
+"""Clips in flight in a worker that overlaps them: one is decoded, one annotated, one encoded."""
 
 
 def one(recipe: "AnnotateRecipe") -> Place:
@@ -46,7 +48,10 @@ def fitting(recipe: "AnnotateRecipe", machines: Machines, *, grows: bool = False
     workers = fleet.workers or max(fit, 1)
     left = int(sum(machine.get("CPU", 0) for machine in machines) - workers * cpus)
     screeners = (fleet.screeners or max(left, 0)) if gpus else 0
-    heavy = Place(job=job(recipe, annotates=True), kinds=_HEAVY if screeners else _ALL, cpus=cpus, gpus=gpus)
+    overlap = gpus > 0 if fleet.overlap is None else fleet.overlap
+    kinds = _HEAVY if screeners else _ALL
+    depth = _STAGES if overlap else 1
+    heavy = Place(job=job(recipe, annotates=True, overlap=overlap), kinds=kinds, cpus=cpus, gpus=gpus, depth=depth)
     light = Place(job=job(recipe, annotates=False), kinds=_LIGHT, cpus=1.0, gpus=0.0)
     return [heavy] * workers + [light] * screeners
 
@@ -56,14 +61,16 @@ def annotators(recipe: "AnnotateRecipe") -> tuple[Annotator, ...]:
     return recipe.flow, recipe.cameras, recipe.depth, recipe.motion
 
 
-def job(recipe: "AnnotateRecipe", *, annotates: bool) -> Job:
+def job(recipe: "AnnotateRecipe", *, annotates: bool, overlap: bool = False) -> Job:
     """The process that sits in a seat. Its threads follow from the recipe, so that labels do not depend on the machine."""
     fleet = recipe.fleet
     threads = max(1, int(max(annotator.cpus for annotator in annotators(recipe)))) if annotates else 1
+    arguments = {"recipe": recipe.model_dump(mode="json"), "annotates": annotates, "threads": threads}
     return Job(
         factory=FACTORY,
-        arguments={"recipe": recipe.model_dump(mode="json"), "annotates": annotates, "threads": threads},
+        arguments=arguments | {"overlap": overlap},
         threads=threads,
+        overlap=overlap,
         worker_gib=fleet.worker_gib,
         start_timeout_s=fleet.start_timeout_s,
         recycle_after=fleet.recycle_after,

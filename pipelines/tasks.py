@@ -43,8 +43,12 @@ class Fault:
 class Outcome:
     """A value, or a fault."""
 
+    key: str = ""
+    """Of the task; empty: of a worker's start."""
     value: dict[str, Any] = field(default_factory=dict)
     fault: Fault | None = None
+    beside: tuple[str, ...] = ()
+    """Keys of what else was in flight in a worker that died: any of them may be to blame."""
     seconds: float = 0.0
 
 
@@ -61,3 +65,11 @@ class Job:
     worker_gib: float = 32.0
     start_timeout_s: float = 900.0
     recycle_after: int = 500
+    overlap: bool = False
+    """Several clips at once, each at another stage."""
+
+
+def start_fault(fault: Fault) -> Fault:
+    """No clip is to blame for what keeps a worker from loading."""
+    message = fault.message if fault.kind == "refused" else f"a worker cannot start: {fault.message}"
+    return Fault(kind="start_failed", message=message, signal=fault.signal, tail=fault.tail)

@@ -2,7 +2,8 @@
 
 import functools
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import cv2
@@ -111,15 +112,25 @@ def supplier(dataset: str, recipe: Any) -> Supplier:
     return Filmed(source, recipe) if isinstance(source, Footage) else Scenes(source, recipe)
 
 
-class Worker:
-    """Holds the models. Called with a task, answers with numbers and strings."""
+@dataclass(kw_only=True)
+class UnderWork:
+    """A clip on its way through a worker."""
 
-    def __init__(self, *, recipe: dict[str, Any], annotates: bool, threads: int) -> None:
+    clip: AnnotatedClip
+    clock: "Clock"
+    dataset: str
+    to: str
+
+
+class Worker:
+    """Holds the models. Called with a task, answers with numbers and strings; a clip's three stages can be had one by one."""
+
+    def __init__(self, *, recipe: dict[str, Any], annotates: bool, threads: int, overlap: bool = False) -> None:
         from pipelines.recipes import AnnotateRecipe
 
         cv2.setNumThreads(threads)
         self._recipe = AnnotateRecipe.model_validate(recipe)
-        self._knobs = label_knobs(self._recipe)
+        self._knobs, self._overlap = label_knobs(self._recipe), overlap
         self._suppliers: dict[str, Supplier] = {}
         self._chain = self._load(threads) if annotates else None
 
@@ -131,7 +142,9 @@ class Worker:
         return chain
 
     def __call__(self, task: Task) -> dict[str, Any]:
-        return {"cut": self._cut, "clip": self._annotate, "pack": packing.pack}[task.kind](**task.body)
+        if task.kind == "clip":
+            return self.store(self.compute(self.load(task)))
+        return {"cut": self._cut, "pack": packing.pack}[task.kind](**task.body)
 
     def _cut(self, *, entry: dict[str, Any], to: str) -> dict[str, Any]:
         self._supplier(entry["dataset"]).cut(entry, to)
@@ -142,38 +155,59 @@ class Worker:
             self._suppliers[dataset] = supplier(dataset, self._recipe)
         return self._suppliers[dataset]
 
-    def _annotate(
-        self, *, dataset: str, cut_uri: str, number: int, to: str, earlier: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def load(self, task: Task) -> UnderWork:
+        """A clip's frames, and what is already known of it."""
+        return self._loaded(**task.body)
+
+    def compute(self, work: UnderWork) -> UnderWork:
+        """Every label."""
         assert self._chain is not None, "a worker without models was handed a clip"
-        clock = Clock()
+        work.clock.resume()
+        work.clip = self._chain(work.clip, work.clock)
+        return work
+
+    def store(self, work: UnderWork) -> dict[str, Any]:
+        """The clip's artifact, whole or absent, in the spool."""
+        assert self._chain is not None
+        clip, clock = work.clip, work.clock
+        clock.resume()
+        key = reuse.work_key(clip.id, self._knobs)
+        row = shards.index_row(clip, dataset=work.dataset, work_key=key, annotator_licences=self._chain.licences)
+        members = shards.encode(clip, self._recipe.store, truth=self._supplier(work.dataset).truth)
+        clock.lap("encode")
+        shards.write_artifact(work.to, clip.id, members, row)
+        clock.lap("write")
+        num_bytes = sum(map(len, members.values()))
+        return {"wall": clock.wall, "cpu": clock.cpu, "bytes": num_bytes, "video_seconds": clip.shape[0] / clip.fps}
+
+    def _loaded(
+        self, *, dataset: str, cut_uri: str, number: int, to: str, earlier: dict[str, Any] | None = None
+    ) -> UnderWork:
+        clock = Clock(time.thread_time if self._overlap else time.process_time)
         clip = self._supplier(dataset).load(cut_uri, number)
         clock.lap("decode")
         if earlier is not None:
             clip = reuse.filled(clip, reuse.Earlier(**earlier), self._knobs)
             clock.lap("reuse")
-        clip = self._chain(clip, clock)
-        key = reuse.work_key(clip.id, self._knobs)
-        row = shards.index_row(clip, dataset=dataset, work_key=key, annotator_licences=self._chain.licences)
-        members = shards.encode(clip, self._recipe.store, truth=self._supplier(dataset).truth)
-        clock.lap("encode")
-        shards.write_artifact(to, clip.id, members, row)
-        clock.lap("write")
-        num_bytes = sum(map(len, members.values()))
-        return {"wall": clock.wall, "cpu": clock.cpu, "bytes": num_bytes, "video_seconds": clip.shape[0] / clip.fps}
+        return UnderWork(clip=clip, clock=clock, dataset=dataset, to=to)
 
 
 class Clock:
     """Wall and CPU seconds of each stage of one clip."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpu_seconds: Callable[[], float] = time.process_time) -> None:
         self.wall: dict[str, float] = {}
         self.cpu: dict[str, float] = {}
-        self._last = time.perf_counter(), time.process_time()
+        self._cpu_seconds = cpu_seconds
+        self.resume()
+
+    def resume(self) -> None:
+        """The time since the last lap was nobody's: the clip waited."""
+        self._last = time.perf_counter(), self._cpu_seconds()
 
     def lap(self, stage: str) -> None:
         """The time since the last lap was this stage's."""
-        now = time.perf_counter(), time.process_time()
+        now = time.perf_counter(), self._cpu_seconds()
         self.wall[stage] = round(now[0] - self._last[0], 4)
         self.cpu[stage] = round(now[1] - self._last[1], 4)
         self._last = now

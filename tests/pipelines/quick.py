@@ -1,5 +1,6 @@
 """Workers that cut, encode and pack as the real ones do, but label a clip in no time, and fail as the video's name says."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,17 @@ class QuickWorker(work.Worker):
 
 
 class Labels:
-    """A flat world in front of a camera at rest: every slot filled, nothing computed."""
+    """A flat world in front of a camera at rest: every slot filled, nothing computed.
+
+    Of a video with `early` in its name only the first clip misbehaves.
+    """
 
     def __init__(self) -> None:
         self.licences = {"Apache-2.0"}
 
     def __call__(self, clip: AnnotatedClip, clock: Clock) -> AnnotatedClip:
-        misbehave(Path(clip.source))
+        if "early" not in clip.source or clip.frames[0] < 5:
+            misbehave(Path(clip.source))
         t, h, w = clip.shape
         clock.lap("labels")
         flow, key_flow = (_flow(n, h, w, stride) for n, stride in ((t - 1, 1), ((t - 1) // 4, 4)))
@@ -84,9 +89,9 @@ def recipe(**fleet: Any) -> AnnotateRecipe:
 
 def seats(recipe: AnnotateRecipe, count: int) -> list[Place]:
     """Places of quick workers."""
-    place = places.one(recipe)
+    place = places.fitting(recipe, [{"CPU": 64.0}])[0]
     quick = {**vars(place.job), "factory": "quick:QuickWorker", "path": (str(HERE),)}
-    return [Place(job=Job(**quick), kinds=place.kinds, cpus=0.25, gpus=0.0)] * count
+    return [replace(place, job=Job(**quick), cpus=0.25)] * count
 
 
 def local(recipe: AnnotateRecipe, count: int = 2) -> Any:

@@ -1,11 +1,11 @@
 """`annotate` as a whole: the same bytes however many work, and nothing lost whatever fails."""
 
-import hashlib
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import chaos
 import pytest
 import quick
 import yaml
@@ -25,10 +25,6 @@ def videos(tmp_path: Path) -> Path:
     for seed, name in enumerate(_NAMES):
         quick.video(tmp_path / "in" / f"{name}.mp4", seed)
     return tmp_path / "in"
-
-
-def _hashes(out: Path) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted((out / "shards").iterdir())}
 
 
 def _rows(out: Path) -> list[dict[str, Any]]:
@@ -53,7 +49,7 @@ def test_shards_do_not_depend_on_workers_executor_or_order(
     for seats in (1, 2, 4):
         summary = _annotate(videos, tmp_path / str(seats), seats)
         assert (summary.videos, summary.annotated, summary.blocks) == (6, 12, 2)
-        found[str(seats)] = _hashes(tmp_path / str(seats))
+        found[str(seats)] = chaos.hashes(tmp_path / str(seats))
     recipe = quick.recipe()
     annotation.annotate(
         str(videos), str(tmp_path / "inline"), recipe, crew=lambda: (Inline(), quick.seats(recipe, 1)), inline=True
@@ -62,7 +58,7 @@ def test_shards_do_not_depend_on_workers_executor_or_order(
     monkeypatch.setattr(loop, "_URGENCY", ("cut", "clip", "pack"))
     _annotate(videos, tmp_path / "breadth first", 3)
     for other in ("2", "4", "inline", "ray", "breadth first"):
-        found[other] = _hashes(tmp_path / other)
+        found[other] = chaos.hashes(tmp_path / other)
         assert found[other] == found["1"], other
     assert [name for name in found["1"] if name.endswith(".tar")] != []
 
@@ -104,10 +100,10 @@ def test_a_second_run_finds_nothing_to_do(videos: Path, tmp_path: Path) -> None:
 def test_new_videos_become_new_shards(videos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     _annotate(videos, out)
-    before = _hashes(out)
+    before = chaos.hashes(out)
     quick.video(videos / "aa.mp4", 99)
     summary = _annotate(videos, out)
-    after = _hashes(out)
+    after = chaos.hashes(out)
     assert (summary.videos, summary.annotated) == (7, 14)
     assert {name: after[name] for name in before} == before
     assert len(after) == len(before) + 2
@@ -152,7 +148,7 @@ def test_retry_gives_quarantined_clips_another_chance(videos: Path, tmp_path: Pa
     assert flag.with_suffix(".happened").exists()
     fresh = tmp_path / "fresh"
     _annotate(videos, fresh, knobs={"block_videos": 3})
-    assert list(_hashes(out).values()) == list(_hashes(fresh).values())
+    assert list(chaos.hashes(out).values()) == list(chaos.hashes(fresh).values())
     with pytest.raises(ValueError, match="--retry all: expected failed or quarantined"):
         _annotate(videos, out, retry="all")
 
@@ -168,7 +164,7 @@ def test_another_recipe_is_refused_unless_it_takes_over(videos: Path, tmp_path: 
     annotation.annotate(str(videos), str(out), other, crew=crew, redo=True)
     fresh = tmp_path / "fresh"
     summary = annotation.annotate(str(videos), str(fresh), other, crew=crew)
-    assert list(_hashes(out)) == list(_hashes(fresh))  # the old shards are gone
+    assert list(chaos.hashes(out)) == list(chaos.hashes(fresh))  # the old shards are gone
     assert [row["clip_id"] for row in _rows(out)] == [row["clip_id"] for row in _rows(fresh)]
     assert {row["work_key"] for row in _rows(out)} == {row["work_key"] for row in _rows(fresh)}
     assert (summary.videos, summary.clips, summary.annotated) == (6, 12, 12)
@@ -258,6 +254,24 @@ def test_bytes_in_flight_are_bounded_but_one_always_runs(videos: Path, tmp_path:
     assert max(busy) <= 3
     events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
     assert _most_at_once(events) == 1
+
+
+def test_a_crash_with_several_in_flight_costs_only_the_guilty(tmp_path: Path) -> None:
+    videos = tmp_path / "in"
+    guilty, _ = quick.video(videos / "segv_early.mp4", 7), quick.video(videos / "z.mp4", 8)
+    before, out = tmp_path / "plain", tmp_path / "out"
+    plain, overlapped = quick.recipe(attempts=2), quick.recipe(attempts=2, overlap=True)
+    annotation.annotate(str(videos), str(before), plain, crew=quick.local(plain, 1))
+    annotation.annotate(str(videos), str(out), overlapped, crew=quick.local(overlapped, 1))
+    assert chaos.hashes(out) == chaos.hashes(before)
+
+    first, second = (row for row in _rows(out) if row["source"] == str(guilty))
+    assert (first["status"], second["status"]) == ("failed", "annotated")
+    events = [event for _, block in ledger.read(str(out)) for event in block]
+    shared = {event["key"]: (event["class"], event["beside"]) for event in events if event["event"] == "returned"}
+    assert shared == {first["clip_id"]: ("died", [second["clip_id"]]), second["clip_id"]: ("died", [first["clip_id"]])}
+    faults = Counter(event["key"] for event in events if event["event"] == "fault")
+    assert faults == {first["clip_id"]: 2}  # only a death alone counts
 
 
 def _most_at_once(events: list[dict[str, Any]]) -> int:

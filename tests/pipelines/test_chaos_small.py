@@ -49,7 +49,7 @@ def test_workers_that_are_killed_are_replaced(videos: Path, calm: Path, tmp_path
     while (status := chaos.wait(driver, rng.uniform(0.05, 0.4))) is None:
         if not chaos.in_flight(out):
             continue
-        workers = [pid for pid, command in chaos.below(driver.pid).items() if "pipelines.seat" in command]
+        workers = [pid for pid, command in chaos.below(driver.pid).items() if "pipelines.serve" in command]
         if kills < 5:
             kills += chaos.kill_one(workers, rng)
     assert status == 0

@@ -41,6 +41,7 @@ def seat() -> Iterator[Seat]:
         ("hang_a", 1.0, "timeout", "SIGKILL", "did not end within 1 s"),
         ("gil_a", 1.0, "timeout", "SIGKILL", "did not end within 1 s"),
         ("memory_a", 60.0, "out_of_memory", "SIGKILL", "MiB of memory, allowed are 1536"),
+        ("device_a", 20.0, "died", "", "ended its worker with exit status 1"),
     ],
 )
 def test_every_end_is_named_and_the_next_task_is_served(
@@ -110,6 +111,52 @@ def test_a_worker_that_cannot_load_blames_no_clip(arguments: dict[str, Any], sai
     assert said in fault.message
 
 
+@pytest.fixture(scope="module")
+def overlapping() -> Iterator[Seat]:
+    seat = Seat(Job(factory="wild:Staged", path=(str(quick.HERE),), worker_gib=1.5, overlap=True))
+    assert seat.start().fault is None
+    yield seat
+    seat.close()
+
+
+def _outcomes(seat: Seat, tasks: list[Task]) -> list[Outcome]:
+    return [order.result() for order in [seat.order(task) for task in tasks]]
+
+
+def test_the_next_clip_is_loaded_while_one_is_computed(overlapping: Seat) -> None:
+    outcomes = _outcomes(overlapping, [_task("a", after=3), _task("b"), _task("raise_c", stage="load"), _task("d")])
+    assert [outcome.fault and outcome.fault.kind for outcome in outcomes] == [None, None, "raised", None]
+    assert [outcome.key for outcome in outcomes] == ["a.mp4", "b.mp4", "raise_c.mp4", "d.mp4"]
+    assert all(outcome.beside == () for outcome in outcomes)
+
+
+@pytest.mark.parametrize(
+    ("guilty", "timeout_s", "kind"),
+    [("segv_b", 60.0, "died"), ("gil_b", 1.5, "timeout"), ("memory_b", 60.0, "out_of_memory")],
+)
+def test_of_several_in_flight_each_may_be_to_blame(overlapping: Seat, guilty: str, timeout_s: float, kind: str) -> None:
+    tasks = [_task("hang_a", timeout_s), _task(guilty, timeout_s, stage="load")]
+    first, second = _outcomes(overlapping, tasks)
+    assert first.fault is not None
+    assert second.fault is not None
+    assert (first.fault.kind, first.beside) == (kind, (f"{guilty}.mp4",))
+    assert (second.fault.kind, second.beside) == (kind, ("hang_a.mp4",))
+    assert overlapping.do(_task("fine")).fault is None
+
+
+def test_a_clip_that_waits_for_the_one_before_it_is_not_late(overlapping: Seat) -> None:
+    outcomes = _outcomes(overlapping, [_task(f"nap_{letter}", 8.0) for letter in "abc"])
+    assert [outcome.fault for outcome in outcomes] == [None] * 3
+    assert outcomes[-1].seconds > 8
+
+
+def test_a_worker_that_overlaps_is_recycled_between_clips() -> None:
+    seat = Seat(Job(factory="wild:Staged", path=(str(quick.HERE),), recycle_after=2, overlap=True))
+    pids = [outcome.value["pid"] for outcome in _outcomes(seat, [_task(letter) for letter in "abcde"])]
+    seat.close()
+    assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4]
+
+
 def _served(crew: Crew, tasks: list[Task], seats: int) -> dict[str, Outcome]:
     """What came of each task, one after the other on any seat, seats that are gone started again."""
     place = Place(job=_job(), kinds=frozenset({"clip"}), cpus=0.1, gpus=0.0)
@@ -119,10 +166,10 @@ def _served(crew: Crew, tasks: list[Task], seats: int) -> dict[str, Outcome]:
     starting = set(range(seats))
     while todo or busy or starting:
         for number, outcome in crew.wait(0.5):
-            task = busy.pop(number, None)
+            busy.pop(number, None)
             starting.discard(number)
-            if task is not None:
-                found[task.key.removesuffix(".mp4")] = outcome
+            if outcome.key:
+                found[outcome.key.removesuffix(".mp4")] = outcome
             if outcome.value.get("gone"):
                 crew.start(number, place)
                 starting.add(number)
@@ -179,19 +226,28 @@ def test_our_ray_listens_on_this_machine_only(ray_actors: RayActors) -> None:
 def test_an_actor_that_is_killed_is_a_death_and_not_a_lost_machine(ray_actors: RayActors) -> None:
     import signal
 
-    place = Place(job=_job(), kinds=frozenset({"clip"}), cpus=0.1, gpus=0.0)
-    ray_actors.start(7, place)
-    while not (outcomes := dict(ray_actors.wait(1.0))):
-        pass
+    job = Job(factory="wild:Staged", path=(str(quick.HERE),), overlap=True)
+    ray_actors.start(7, Place(job=job, kinds=frozenset({"clip"}), cpus=0.1, gpus=0.0, depth=2))
+    (started,) = _awaited(ray_actors)
     ray_actors.submit(7, _task("hang_a", 60.0))
+    ray_actors.submit(7, _task("hang_b", 60.0))
     time.sleep(0.5)
-    os.kill(outcomes[7].value["pid"], signal.SIGKILL)
-    while not (outcomes := dict(ray_actors.wait(1.0))):
+    os.kill(started.value["pid"], signal.SIGKILL)
+    outcomes = _awaited(ray_actors)
+    assert [outcome.value for outcome in outcomes] == [{"gone": True}, {}]
+    assert {(outcome.key, outcome.beside) for outcome in outcomes} == {
+        ("hang_a.mp4", ("hang_b.mp4",)),
+        ("hang_b.mp4", ("hang_a.mp4",)),
+    }
+    for outcome in outcomes:
+        tail = outcome.fault.tail if outcome.fault else ""
+        assert outcome.fault == Fault(kind="died", message="the actor that holds its worker died", tail=tail)
+
+
+def _awaited(crew: Crew) -> list[Outcome]:
+    while not (outcomes := crew.wait(1.0)):
         pass
-    assert outcomes[7].value == {"gone": True}
-    assert outcomes[7].fault == Fault(
-        kind="died", message="the actor that holds its worker died", tail=outcomes[7].fault.tail
-    )
+    return [outcome for _, outcome in outcomes]
 
 
 def _recipe(gpus: float = 0.0, **knobs: Any) -> AnnotateRecipe:
@@ -206,6 +262,9 @@ def test_places_are_counted_by_machine() -> None:
     assert len([seat for seat in seats if "cut" in seat.kinds]) == 8  # the CPUs left
     shared = places.fitting(_recipe(gpus=1.0, workers_per_gpu=2, screeners=1), two)
     assert [(seat.gpus, sorted(seat.kinds)) for seat in shared] == [(0.5, ["clip"])] * 6 + [(0.0, ["cut", "pack"])]
+    assert {(seat.gpus, seat.depth, seat.job.overlap) for seat in seats} == {(1.0, 3, True), (0.0, 1, False)}
+    assert {seat.depth for seat in places.fitting(_recipe(gpus=1.0, overlap=False), two)} == {1}
+    assert {seat.depth for seat in places.fitting(_recipe(overlap=True), two)} == {3}
     lone = places.fitting(_recipe(gpus=1.0), [{"CPU": 1.0, "GPU": 1.0}])
     assert [sorted(seat.kinds) for seat in lone] == [["clip", "cut", "pack"]]  # no CPU left: the worker does all
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import random
 import signal
 import sys
 import time
@@ -27,6 +28,36 @@ class Wild:
         return {"pid": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS", "")}
 
 
+class Staged(Wild):
+    """Misbehaves in the stage that the task names; `after` waits there until so many were loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._num_loaded = 0
+
+    def load(self, task: Task) -> Task:
+        self._num_loaded += 1
+        return self._stage("load", task)
+
+    def compute(self, task: Task) -> Task:
+        while self._num_loaded < task.body.get("after", 0):
+            time.sleep(0.01)
+        return self._stage("compute", task)
+
+    def store(self, task: Task) -> dict[str, Any]:
+        self._stage("store", task)
+        return {"pid": os.getpid()}
+
+    def _stage(self, stage: str, task: Task) -> Task:
+        if task.body.get("stage", "compute") == stage:
+            misbehave(Path(task.key))
+        return task
+
+
+class AcceleratorError(RuntimeError):
+    """As torch names what breaks the device for the whole process."""
+
+
 def misbehave(video: Path) -> None:
     """`segv_a.mp4` ends its worker by a segmentation fault, `once_kill_a.mp4` does so the first time only."""
     what, *rest = video.stem.split("_")
@@ -38,6 +69,8 @@ def misbehave(video: Path) -> None:
         flag.touch()
     if what == "raise":
         raise RuntimeError("a bug")
+    if what == "device":
+        raise AcceleratorError("an illegal memory access")
     if what == "refuse":
         raise ValueError(f"{video}: its flow is flat")
     if what == "segv":
@@ -46,7 +79,7 @@ def misbehave(video: Path) -> None:
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "nod":
-        time.sleep(0.5)
+        time.sleep(random.uniform(0.0, 1.0))  # so that clips end in any order
     if what == "nap":
         time.sleep(3)
     if what == "hang":
