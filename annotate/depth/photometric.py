@@ -18,6 +18,8 @@ NOISE_VARIANCE = 9.0
 """Of grey levels; windows with less texture than that agree with anything."""
 OFFSETS = (2, 4, 8)
 """Frames away, to both sides: near ones for what is soon hidden, far ones for what is slow."""
+OUTSIDE = -2.0
+"""In place of a correlation."""
 REACH = 21
 """Nodes within which the farthest depth around may be that of the background."""
 
@@ -57,15 +59,17 @@ def likeness(
     """How well the best of D still depths explains the frames before, or those after: correlation, -1 to 1.
 
     Each other picture comes with where the nodes would be in it, in its pixels. The two best of a side count, because what is
-    hidden in one of them may be seen in the others; the better side, because what is uncovered was seen on one only.
+    hidden in one of them may be seen in the others; the better side, because what is uncovered was seen on one only. Places
+    outside say nothing; where all are, nothing speaks against a still world.
     """
-    best = np.full(here.shape, -1, np.float32)
+    best = np.full(here.shape, OUTSIDE, np.float32)
     for side in (before, after):
         if side:
             scores = np.stack([_seen_as(here, picture, places) for picture, places in side])
-            two = np.sort(scores, axis=0)[::-1][:2].mean(0)
+            first, second = np.partition(scores, -2, axis=0)[-2:][::-1] if len(scores) > 1 else (scores[0], scores[0])
+            two = np.where(second > OUTSIDE, (first + second) / 2, first)
             best = np.maximum(best, two.max(0))
-    return best
+    return np.where(best > OUTSIDE, best, 1).astype(np.float32)
 
 
 def _seen_as(
@@ -76,7 +80,7 @@ def _seen_as(
     for u, v in (places - 0.5).float().numpy():
         picture = cv2.remap(there, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         inside = (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1)
-        found.append(np.where(inside, _correlation(here, picture), np.float32(-1)))
+        found.append(np.where(inside, _correlation(here, picture), np.float32(OUTSIDE)))
     return np.stack(found).astype(np.float32)
 
 

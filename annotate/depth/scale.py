@@ -53,7 +53,7 @@ def log_ratios(clip: AnnotatedClip, pairs: PairFlows) -> np.ndarray:
     found = []
     for t in range(0, clip.shape[0], 4):
         seen = triangulate.triangulate(triangulate.views_of(rig, t, nodes.float()))
-        good = triangulate.valid_nodes(seen, triangulate.moving_nodes(seen, grid), 0.05)
+        good = triangulate.valid_nodes(seen, triangulate.odd_nodes(seen, grid), 0.05)
         known = np.stack((clip.depth.z[t], clip.depth.valid[t].astype(np.float32)), -1)
         z, valid = warp.sample(torch.from_numpy(known), (nodes * cell).float()).unbind(-1)
         good &= valid > 0.999

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
 
 from annotate.cameras import keyframes
-from annotate.depth import photometric
+from annotate.depth import moving, photometric
 from annotate.flow.pairs import PairFlows
 from shared.clip import Cameras
 
@@ -94,17 +94,20 @@ def dense(pairs: PairFlows, cameras: Cameras, shape: tuple[int, int, int], max_r
     rig = rig_of(pairs, cameras, shape)
     grid, nodes = half_grid(pairs.size)
     pictures = photometric.halved(pairs.rgb, grid)
+    found = [triangulate(views_of(rig, t, nodes)) for t in range(shape[0])]
+    evidence = [_evidence(rig, t, nodes, one, grid, pictures) for t, one in enumerate(found)]
+    votes = moving.voted(np.stack(evidence), pairs, nodes)
     z, valid, dynamic = np.zeros(shape, np.float32), np.zeros(shape, bool), np.zeros(shape, bool)
-    residuals = []
-    for t in range(shape[0]):
-        found = triangulate(views_of(rig, t, nodes))
-        moving = moving_in_pictures(rig, t, nodes, found, grid, pictures)
-        good = valid_nodes(found, moving, max_rel_sigma)
-        z[t], valid[t] = _enlarged_depth(found.inverse_depth / rig.unit, good, grid, shape[1:])
-        dynamic[t] = _enlarged(moving.numpy(), grid, shape[1:]) > 0.5
-        residuals.append(found.sigma_px / 1.2)
+    for t, one in enumerate(found):
+        moves = (
+            moving.decided(votes[t], _halved(pairs.rgb[t], grid)) | beyond_infinity(one, grid) | keeping_pace(one, grid)
+        )
+        good = valid_nodes(one, torch.from_numpy(moves).flatten() | odd_nodes(one, grid), max_rel_sigma)
+        z[t], valid[t] = _enlarged_depth(one.inverse_depth / rig.unit, good, grid, shape[1:])
+        dynamic[t] = _enlarged(moves, grid, shape[1:]) > 0.5
     valid &= ~dynamic
-    return Dense(z=np.where(valid, z, 0), valid=valid, dynamic=dynamic, residual_px=float(np.median(residuals)))
+    residual_px = float(np.median([one.sigma_px / 1.2 for one in found]))
+    return Dense(z=np.where(valid, z, 0), valid=valid, dynamic=dynamic, residual_px=residual_px)
 
 
 def without_depth(pairs: PairFlows, cameras: Cameras, shape: tuple[int, int, int]) -> Dense:
@@ -128,12 +131,17 @@ def _against_turning(
     """What moves more than a world at infinity would."""
     rig = rig_of(pairs, cameras, shape)
     gap = min(gap or max(1, shape[0] // len(rig.keys)), shape[0] - 1)
-    infinity = torch.zeros(len(half_grid(pairs.size)[1]))
-    dynamic, residuals = np.zeros(shape, bool), []
+    grid, nodes = half_grid(pairs.size)
+    pictures = photometric.halved(pairs.rgb, grid)
+    evidence, residuals = [], []
     for t in range(shape[0]):
-        others = [j for j in (t - gap, t + gap) if 0 <= j < shape[0]] or [0 if t else shape[0] - 1]
-        dynamic[t], sigma = _unexplained(rig, t, others, infinity, infinity > -1, shape)
-        residuals.append(sigma / 1.2)
+        others = [j for j in dict.fromkeys((t - 1, t + 1, t - gap, t + gap)) if 0 <= j < shape[0]]
+        found = evaluate(views_of(rig, t, nodes, others), torch.zeros(len(nodes)), enough=1)
+        evidence.append(_evidence(rig, t, nodes, found, grid, pictures))
+        residuals.append(found.sigma_px / 1.2)
+    dynamic = np.zeros(shape, bool)
+    for t, votes in enumerate(moving.voted(np.stack(evidence), pairs, nodes)):
+        dynamic[t] = _enlarged(moving.decided(votes, _halved(pairs.rgb[t], grid)), grid, shape[1:]) > 0.5
     return dynamic, float(np.median(residuals))
 
 
@@ -142,7 +150,7 @@ def against_depth(
 ) -> Bool[np.ndarray, "T H W"]:
     """What flows otherwise than a still world of this depth would, to the frames beside: for depth that can be trusted."""
     rig = replace(rig_of(pairs, cameras, z.shape), unit=1.0)
-    _, nodes = half_grid(pairs.size)
+    grid, nodes = half_grid(pairs.size)
     to_clip = nodes.new_tensor((z.shape[2] / pairs.size[1], z.shape[1] / pairs.size[0]))
     column, row = (nodes * to_clip).long().T.numpy()
     dynamic = np.zeros(z.shape, bool)
@@ -150,24 +158,10 @@ def against_depth(
         others = [j for j in (t - 1, t + 1) if 0 <= j < len(z)]
         known = torch.from_numpy(valid[t, row, column])
         d = torch.where(known, 1 / torch.from_numpy(z[t, row, column]).clamp(min=1e-6), 0.0)
-        dynamic[t] = _unexplained(rig, t, others, d, known, z.shape)[0]
+        found = evaluate(views_of(rig, t, nodes, others), d, enough=1)
+        odd = known & odd_nodes(found, grid)
+        dynamic[t] = _enlarged(odd.numpy(), grid, z.shape[1:]) > 0.5
     return dynamic & valid
-
-
-def _unexplained(
-    rig: Rig,
-    t: int,
-    others: list[int],
-    d: Float[Tensor, " N"],
-    known: Bool[Tensor, " N"],
-    shape: tuple[int, int, int],
-) -> tuple[Bool[np.ndarray, "H W"], float]:
-    """Pixels of frame t whose flow is not that of still points at these inverse depths; and the flow's noise in pixels."""
-    grid, nodes = half_grid(rig.pairs.size)
-    found = evaluate(views_of(rig, t, nodes, others), d, enough=1)
-    threshold = max(0.6, 3 * found.sigma_px) + 0.02 * found.displacement
-    moving = found.seen & known & (_median5(found.score, grid) > threshold)
-    return _enlarged(_cleaned(moving, grid).numpy(), grid, shape[1:]) > 0.5, found.sigma_px
 
 
 def half_grid(size: tuple[int, int]) -> tuple[tuple[int, int], Float[Tensor, "N 2"]]:
@@ -271,47 +265,39 @@ def _sigma(square: Float[Tensor, "J N"], weight: Float[Tensor, "J N"]) -> float:
     return min(max(1.2 * float(confident.median().sqrt()), 0.25), 4.0) if confident.numel() else 4.0
 
 
-def moving_nodes(found: Nodes, grid: tuple[int, int]) -> Bool[Tensor, " N"]:
-    """Where no static point explains the flow."""
+def odd_nodes(found: Nodes, grid: tuple[int, int]) -> Bool[Tensor, " N"]:
+    """Where no still point at these inverse depths explains the flow of this frame."""
     threshold = max(0.6, 3 * found.sigma_px) + 0.02 * found.displacement
-    odd = (_median5(found.score, grid) > threshold) | (found.inverse_depth < 1e-3)
-    return _cleaned(found.seen & odd, grid) | keeping_pace(found, grid)
+    odd = found.seen & (_median5(found.score, grid) > threshold)
+    return torch.from_numpy(moving.cleaned(odd.view(grid).numpy())).flatten()
 
 
-def moving_in_pictures(
+def _evidence(
     rig: Rig,
     t: int,
     nodes: Float[Tensor, "N 2"],
     found: Nodes,
     grid: tuple[int, int],
     pictures: list[Float32[np.ndarray, "h w"]],
-) -> Bool[Tensor, " N"]:
-    """Where flow is odd or lost, and no still depth explains the pictures either.
-
-    One score of both kinds of evidence, smoothed: its weights are a logistic regression on simulated scenes 2000 and 2001 and the
-    closed-form dolly; every other clip that accuracy is reported on was left out.
-    """
-    d = _median5(found.inverse_depth, grid).view(grid).numpy()
-    threshold = max(0.6, 3 * found.sigma_px) + 0.02 * found.displacement
-    excess = (_median5(found.score, grid) / threshold).view(grid).numpy()
+) -> Float32[np.ndarray, "h w"]:
+    """What flow and pictures say of frame t."""
+    score = np.where(found.seen, _median5(found.score, grid), 0).reshape(grid).astype(np.float32)
     seen = found.seen.view(grid).numpy()
-    odd = (excess > 1) | (found.inverse_depth.view(grid).numpy() < 1e-3)
-    doubtful = cv2.dilate((odd | ~seen).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    depths = photometric.as_tensor(photometric.still_depths(d, seen & ~doubtful & (d > 1e-3)))
+    beyond = (found.inverse_depth < 1e-3).view(grid).numpy()
+    d = _median5(found.inverse_depth, grid).view(grid).numpy()
+    depths = [d]
+    if d.any():  # else they stand still, or are taken for infinitely far
+        doubtful = odd_nodes(found, grid).view(grid).numpy() | ~seen
+        near = cv2.dilate(doubtful.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+        depths = photometric.still_depths(d, ~near & (d > 1e-3))
     sides = []
     for sign in (-1, 1):
         others = [j for o in photometric.OFFSETS if 0 <= (j := t + sign * o) < len(pictures)]
-        sides.append([(pictures[j], _places(rig, t, j, nodes, depths, grid)) for j in others])
+        places = photometric.as_tensor(depths)
+        sides.append([(pictures[j], _places(rig, t, j, nodes, places, grid)) for j in others])
     like = photometric.likeness(pictures[t], *sides)
-    evidence = (
-        1.0
-        - 2.6 * photometric.smoothed(like)
-        + 2.6 * photometric.smoothed(np.where(seen, np.log(excess.clip(0.2, 5)), 0))
-        + 0.9 * photometric.smoothed(~seen)
-    )
-    moving = torch.from_numpy(doubtful & (evidence > 0)).flatten()
-    beyond = found.seen & (found.inverse_depth < 1e-3)  # no still point is farther than infinity, however well it fits
-    return _cleaned(moving, grid, holes=5) | _cleaned(beyond, grid) | keeping_pace(found, grid)
+    lost = ~seen & (found.hidden > 0).view(grid).numpy()
+    return moving.evidence(score, lost, seen & beyond & d.any(), like)
 
 
 def _places(
@@ -327,46 +313,44 @@ def _places(
     return (uv / cell[:, None]).view(-1, 2, *grid)
 
 
-def keeping_pace(found: Nodes, grid: tuple[int, int]) -> Bool[Tensor, " N"]:
+def beyond_infinity(found: Nodes, grid: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """No still point is farther, however well it fits."""
+    return moving.cleaned((found.seen & (found.inverse_depth < 1e-3)).view(grid).numpy())
+
+
+def keeping_pace(found: Nodes, grid: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     """What flows as if it were far away, and yet hides what is near: a thing that moves along with the camera.
 
     Far regions whose surroundings vanish behind them; sky and landscape vanish behind their surroundings instead.
     """
     d = _median5(found.inverse_depth, grid)
     near = torch.quantile(d[found.seen], 0.75) if found.seen.any() else d.new_tensor(0.0)
-    far = _cleaned(found.seen & (d < FAR * near), grid).view(grid).numpy().astype(np.uint8)
+    far = moving.cleaned((found.seen & (d < FAR * near)).view(grid).numpy()).astype(np.uint8)
     hidden = found.hidden.view(grid).numpy()
     count, label = cv2.connectedComponents(far)
     pace = np.zeros(grid, bool)
     for part in range(1, count):
         inside = (label == part).astype(np.uint8)
-        outer = (cv2.dilate(inside, _disk(9)) > 0) & (inside == 0)
-        inner = (inside > 0) & (cv2.erode(inside, _disk(9)) == 0)
+        outer = (cv2.dilate(inside, moving.disk(9)) > 0) & (inside == 0)
+        inner = (inside > 0) & (cv2.erode(inside, moving.disk(9)) == 0)
         if inside.sum() > 30 and outer.any() and hidden[outer].mean() > 1.5 * hidden[inner].mean() + 0.05:
             pace |= inside > 0
-    return torch.from_numpy(pace).flatten()
+    return pace
 
 
 def _median5(values: Float[Tensor, " N"], grid: tuple[int, int]) -> Float[Tensor, " N"]:
     return torch.from_numpy(cv2.medianBlur(values.view(grid).numpy(), 5)).flatten()
 
 
-def _cleaned(moving: Bool[Tensor, " N"], grid: tuple[int, int], holes: int = 9) -> Bool[Tensor, " N"]:
-    """Without specks, without holes up to so many nodes."""
-    image = moving.view(grid).numpy().astype(np.uint8)
-    image = cv2.morphologyEx(cv2.morphologyEx(image, cv2.MORPH_OPEN, _disk(3)), cv2.MORPH_CLOSE, _disk(holes))
-    return torch.from_numpy(image > 0).flatten()
+def _halved(frame: UInt8[np.ndarray, "H W 3"], grid: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    return cv2.resize(frame, grid[::-1], interpolation=cv2.INTER_AREA)
 
 
-def _disk(size: int) -> np.ndarray:
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-
-
-def valid_nodes(found: Nodes, moving: Bool[Tensor, " N"], max_rel_sigma: float) -> Bool[Tensor, " N"]:
-    """Seen, still, in front, and known to within `max_rel_sigma`."""
+def valid_nodes(found: Nodes, odd: Bool[Tensor, " N"], max_rel_sigma: float) -> Bool[Tensor, " N"]:
+    """Seen, not odd, in front, and known to within `max_rel_sigma`."""
     d = found.inverse_depth
     certain = found.sigma_px / (found.curvature.sqrt() * d).clamp(min=1e-9) < max_rel_sigma
-    return found.seen & ~moving & (d > 0.01) & certain
+    return found.seen & ~odd & (d > 0.01) & certain
 
 
 def _enlarged(values: np.ndarray, grid: tuple[int, int], size: tuple[int, int]) -> Float32[np.ndarray, "H W"]:

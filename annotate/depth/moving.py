@@ -1,0 +1,121 @@
+"""Which nodes move: evidence of every frame, voted on along the flow, and decided where pictures have edges.
+
+Nodes are those of the half grid; evidence is the logarithm of odds, so that what is known of one frame adds up with its neighbors'.
+"""
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, UInt8
+from torch import Tensor
+
+from annotate.depth import photometric
+from annotate.flow.pairs import PairFlows
+
+STILL, SURE = -6.0, 5.0
+"""Evidence of what is plainly still, and the most that one frame may say."""
+LEAST = -2.8
+"""What is below is still: half way from plainly still to even odds, because all of a slow thing stands out a little."""
+OF_PEAK = 0.65
+"""Of the way from still to the strongest evidence around: less belongs to the halo of what is there."""
+REACH = 17
+"""Nodes across which a halo may lie: flow smears that far."""
+VOTERS = 4
+"""Frames before and after that vote."""
+EDGE_WINDOW, EDGE_NOISE = 9, 5e-4
+"""Of the guided filter: side in nodes, and variance of colors in 0..1 below which there is no edge."""
+
+
+def evidence(
+    score: Float32[np.ndarray, "h w"],
+    lost: Bool[np.ndarray, "h w"],
+    beyond: Bool[np.ndarray, "h w"],
+    like: Float32[np.ndarray, "h w"],
+) -> Float32[np.ndarray, "h w"]:
+    """Log odds that a node moves.
+
+    `score`: how far the flows of a still point miss, pixels, judged by the frame's own noise, 0 where none can be believed; `lost`:
+    such where some neighbor should see it; `beyond`: farther than infinity; `like`: how well a still world explains the pictures.
+    The weights are a logistic regression on simulated scenes 2000, 2001, 2006, 2007 and the closed-form dolly; every other clip
+    that accuracy is reported on was left out.
+    """
+    noise = float(np.median(score)) + 0.03
+    odd = np.where(score > 0, np.log(np.clip(score, 0.03, 10) / noise), 0)
+    terms = ((1.7, odd), (4.1, lost), (-5.0, like), (1.0, beyond))
+    total = -0.45 + sum(weight * photometric.smoothed(values) for weight, values in terms)
+    return np.clip(total, STILL, SURE).astype(np.float32)
+
+
+def voted(
+    found: Float32[np.ndarray, "T h w"], pairs: PairFlows, nodes: Float[Tensor, "N 2"]
+) -> Float32[np.ndarray, "T h w"]:
+    """Each frame's mean with what its neighbors say of the same points, which the flow leads to while it can be believed."""
+    count, (height, width) = len(found), found.shape[1:]
+    steps = {sign: _steps(pairs, nodes, sign, (height, width)) for sign in (-1, 1)}
+    v, u = np.mgrid[:height, :width].astype(np.float32)
+    out = np.empty_like(found)
+    for t in range(count):
+        total, weight = found[t].copy(), np.ones((height, width), np.float32)
+        for sign in (-1, 1):
+            x, y, trust = u, v, np.ones((height, width), np.float32)
+            for s in range(t, t + sign * VOTERS, sign):
+                if not 0 <= s + sign < count:
+                    break
+                step = _read(steps[sign][s], x, y)
+                x, y = x + step[..., 0], y + step[..., 1]
+                trust = trust * step[..., 2] * ((x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1))
+                total += trust * _read(found[s + sign], x, y)
+                weight += trust
+        out[t] = total / weight
+    return out
+
+
+def _steps(
+    pairs: PairFlows, nodes: Float[Tensor, "N 2"], sign: int, grid: tuple[int, int]
+) -> dict[int, Float32[np.ndarray, "h w 3"]]:
+    """Flow to the next frame (or the one before) in nodes, and its confidence."""
+    count = len(pairs.rgb)
+    cell = nodes.new_tensor((pairs.size[1] / grid[1], pairs.size[0] / grid[0]))
+    steps = {}
+    for t in range(count):
+        if 0 <= t + sign < count:
+            flow, confidence, _ = pairs.at_nodes(np.array([(t, t + sign)], np.int64), nodes)
+            step = torch.cat((flow[0] / cell, confidence[0][:, None]), 1)
+            steps[t] = step.float().view(*grid, 3).numpy()
+    return steps
+
+
+def _read(image: np.ndarray, x: Float32[np.ndarray, "h w"], y: Float32[np.ndarray, "h w"]) -> np.ndarray:
+    return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def decided(votes: Float32[np.ndarray, "h w"], picture: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
+    """Nodes that stand out from what is still, and are no halo of what stands out more, up to the edges of the picture."""
+    sharp = guided(votes, picture.astype(np.float32) / 255) - STILL
+    peak = cv2.dilate(sharp, disk(REACH))
+    return cleaned(sharp > np.maximum(LEAST - STILL, OF_PEAK * peak), holes=5)
+
+
+def guided(values: Float32[np.ndarray, "h w"], picture: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w"]:
+    """The guided filter (He et al. 2013): smooth values that are locally linear in color, so that their edges are the picture's."""
+
+    def mean(image: np.ndarray) -> np.ndarray:
+        return cv2.blur(image, (EDGE_WINDOW, EDGE_WINDOW))
+
+    colors, middle = mean(picture), mean(values)
+    mixed = mean(picture * values[..., None]) - colors * middle[..., None]
+    products = mean(np.einsum("hwi,hwj->hwij", picture, picture).reshape(*values.shape, 9)).reshape(*values.shape, 3, 3)
+    spread = products - colors[..., :, None] * colors[..., None, :] + EDGE_NOISE * np.eye(3, dtype=np.float32)
+    slope = np.linalg.solve(spread, mixed[..., None])[..., 0]
+    offset = middle - (slope * colors).sum(-1)
+    return ((mean(slope) * picture).sum(-1) + mean(offset)).astype(np.float32)
+
+
+def cleaned(moving: Bool[np.ndarray, "h w"], holes: int = 9) -> Bool[np.ndarray, "h w"]:
+    """Without specks, without holes up to so many nodes."""
+    image = cv2.morphologyEx(moving.astype(np.uint8), cv2.MORPH_OPEN, disk(3))
+    return cv2.morphologyEx(image, cv2.MORPH_CLOSE, disk(holes)) > 0
+
+
+def disk(size: int) -> np.ndarray:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
