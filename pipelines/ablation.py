@@ -7,10 +7,14 @@ again.
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
 from pipelines import model_evaluation, training
@@ -25,6 +29,11 @@ if TYPE_CHECKING:
     from train.sample import Batch
 else:
     Batch = Any  # torch stays unloaded until an arm is trained
+
+Run = tuple[str, int]
+"""An arm and a seed."""
+Runs = Mapping[Run, TrainRecipe]
+Measures = dict[str, float]
 
 COLUMNS = {
     "L rgb": "diffusion_rgb",
@@ -63,9 +72,11 @@ def ablate(
     *,
     clips: int,
     steps: int,
+    at_once: int = 1,
 ) -> dict[str, Any]:
     """Train and measure every arm with every seed; writes `to`/ablation.md, .json and .png and returns what the JSON holds.
 
+    `at_once` runs go side by side, each a process of its own: small models leave a GPU idle. The table grows as they end.
     Raises ValueError for an unknown arm, and where nothing is held out.
     """
     from train import ablation, evaluate
@@ -73,28 +84,51 @@ def ablate(
     runs = {(arm, seed): ablation.recipe_of(recipe, arm, seed) for seed in seeds for arm in arms}
     still = evaluate.averaged([ablation.nothing(batch) for batch in _held_out(out, recipe, clips)])
     rows: list[dict[str, Any]] = [{"arm": NOTHING, "seed": None, "measures": still}]
-    for (arm, seed), of_arm in sorted(runs.items(), key=lambda run: (run[0][1], len(run[1].phases))):
-        folder = Path(to) / f"{arm}-{seed}"
-        _go_on_from(folder, of_arm, [(Path(to) / f"{a}-{s}", r) for (a, s), r in runs.items()])
-        measures = _finished(folder, of_arm, clips, steps) or _one(out, folder, of_arm, annotators, clips, steps)
+    order = sorted(runs, key=lambda run: (run[1], len(runs[run].phases)))
+    todo = {run: partial(_one, out, Path(to), runs, run, annotators, clips, steps) for run in order}
+    for (arm, seed), measures in _at_once(runs, todo, at_once):
         rows.append({"arm": arm, "seed": seed, "measures": measures})
         _write(Path(to), rows, (NOTHING, *arms), clips)
     print(Path(to, "ablation.md").read_text())
     return {"rows": rows}
 
 
-def _one(
-    out: str, folder: Path, recipe: TrainRecipe, annotators: AnnotateRecipe, clips: int, steps: int
-) -> dict[str, float]:
-    """Trains one arm, as far as it is not, and measures it."""
+def _at_once(runs: Runs, todo: Mapping[Run, Callable[[], Measures]], number: int) -> Iterator[tuple[Run, Measures]]:
+    """Each run with its measures, when it has them. A run that can begin where another ends waits for that one."""
+    if number == 1:
+        yield from ((run, one()) for run, one in todo.items())
+        return
+    from train import ablation
+
+    waiting, under_way = list(todo), dict[Future[Measures], Run]()
+    with ProcessPoolExecutor(number, mp_context=get_context("spawn")) as pool:
+        while waiting or under_way:
+            unfinished = {*waiting, *under_way.values()}
+            for run in list(waiting):
+                if not any(ablation.begins_with(runs[run], runs[other]) for other in unfinished):
+                    waiting.remove(run)
+                    under_way[pool.submit(todo[run])] = run
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                yield under_way.pop(future), future.result()
+
+
+def _one(out: str, to: Path, runs: Runs, run: Run, annotators: AnnotateRecipe, clips: int, steps: int) -> Measures:
+    """Trains one arm with one seed, as far as it is not, and measures it."""
+    import torch
+
     from train import ablation, evaluate, loop, models
 
+    recipe, folder = runs[run], to / _name(run)
+    if (known := _finished(folder, recipe, clips, steps)) is not None:
+        return known
+    _go_on_from(folder, recipe, [(to / _name(other), of_other) for other, of_other in runs.items()])
     batches = _held_out(out, recipe, clips)
     outcome = loop.train(recipe, out, str(folder))
     print(f"{folder.name}: {outcome.message}")
     if not outcome.finished:
         raise SystemExit(training.STOPPED)
     built, decoder = models.load(folder / "model"), ablation.has_decoder(recipe)
+    built.to("cuda" if torch.cuda.is_available() else "cpu")
     chain, each = Chain(annotators, threads=1), []
     for index, batch in enumerate(batches):
         made = ablation.continued(built, batch, steps=steps, seed=index)
@@ -108,8 +142,15 @@ def _one(
         each.append(measures | {f"made {name}": value for name, value in seen.items()})
     means = evaluate.averaged(each)
     record = {"recipe": dump(recipe), "clips": clips, "steps": steps, "measures": means, "each": each}
+    if decoder:
+        pictures = [ablation.maps(built, batch) for batch in batches[:: max(1, len(batches) // 4)][:4]]
+        cv2.imwrite(str(folder / "maps.png"), np.concatenate(pictures)[..., ::-1])
     files.write_whole(str(folder / RESULT), json.dumps(record, indent=1).encode())
     return means
+
+
+def _name(run: Run) -> str:
+    return f"{run[0]}-{run[1]}"
 
 
 def _held_out(out: str, recipe: TrainRecipe, clips: int) -> list[Batch]:
@@ -148,10 +189,10 @@ def _go_on_from(folder: Path, recipe: TrainRecipe, others: Sequence[tuple[Path, 
     ]
     if known:
         path, _ = max(known, key=lambda one: len(one[1].phases))
-        partial = folder / "checkpoints.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(path / "checkpoints", partial)
-        partial.rename(folder / "checkpoints")
+        aside = folder / "checkpoints.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(path / "checkpoints", aside)
+        aside.rename(folder / "checkpoints")
 
 
 def _write(to: Path, rows: Sequence[Mapping[str, Any]], arms: Sequence[str], clips: int) -> None:

@@ -83,7 +83,7 @@ def ablate(
     out: Out,
     to: Annotated[str, typer.Argument(help="The folder of the arms' runs, the table and the plot.")],
     recipe: Annotated[
-        str, typer.Option(help="small, tiny, paper, or a .yaml file: model, sizes, steps of each stage.")
+        str, typer.Option(help="small, medium, tiny, paper, or a .yaml file: model, sizes, steps of each stage.")
     ] = "small",
     arms: Annotated[str, typer.Option(help="Names of arms, with commas.")] = (
         "base_finetuned,without_geometry_latent,without_joint,frozen_decoder,full"
@@ -92,6 +92,7 @@ def ablate(
     clips: Annotated[int, typer.Option(min=1, help="Held-out clips of the test split to measure on.")] = 16,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the generated clips.")] = 20,
     annotators: Annotated[str, typer.Option(help="The annotators that judge the generated pixels.")] = "embedded",
+    at_once: Annotated[int, typer.Option(min=1, help="Runs side by side, each a process of its own.")] = 1,
     set_: Set = [],  # noqa: B006
 ) -> None:
     """Train the paper's ablation arms side by side, measure them on held-out clips, and write one table. Run again to go on."""
@@ -99,7 +100,15 @@ def ablate(
 
     knobs, judges = recipes.train_recipe(recipe, set_), recipes.annotate_recipe(annotators, [])
     ablation.ablate(
-        out, to, knobs, arms.split(","), [int(s) for s in seeds.split(",")], judges, clips=clips, steps=steps
+        out,
+        to,
+        knobs,
+        arms.split(","),
+        [int(s) for s in seeds.split(",")],
+        judges,
+        clips=clips,
+        steps=steps,
+        at_once=at_once,
     )
 
 

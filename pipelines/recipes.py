@@ -23,7 +23,7 @@ from pipelines import datasets
 from pipelines.fleet_knobs import Fleet
 from shared.knobs import Knobs, load
 from shared.store import Store
-from train.recipe import PAPER, SMALL, TINY, TrainRecipe
+from train.recipe import MEDIUM, PAPER, SMALL, TINY, TrainRecipe
 
 R = TypeVar("R", bound=Knobs)
 
@@ -84,7 +84,7 @@ def curate_recipe(name_or_file: str, overrides: list[str]) -> CurateRecipe:
     return load(CurateRecipe, _base(name_or_file, CURATE), overrides)
 
 
-TRAIN = {"tiny": TINY, "small": SMALL, "paper": PAPER}
+TRAIN = {"tiny": TINY, "small": SMALL, "medium": MEDIUM, "paper": PAPER}
 
 
 def train_recipe(name_or_file: str, overrides: list[str]) -> TrainRecipe:

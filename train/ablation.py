@@ -2,10 +2,11 @@
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
-from shared import metrics
-from shared.clip import AnnotatedClip
+from shared import metrics, pictures
+from shared.clip import KEY_STRIDE, AnnotatedClip
 from train import evaluate, objectives
 from train.generate import generate
 from train.models.parts import Models
@@ -51,14 +52,15 @@ def held_out(models: Models, batch: Batch, index: int, *, decoder: bool) -> dict
 
     The diffusion losses and, with a `decoder`, the errors of what it decodes are means over nine times spread evenly.
     """
-    found = _named(CLEAN, _errors(models, objectives.clean(models, batch), batch)) if decoder else {}
+    labels, batch = batch, batch.to(models.device)
+    found = _named(CLEAN, _errors(models, objectives.clean(models, batch), labels)) if decoder else {}
     sums: dict[str, list[float]] = {}
     for time in range(NUM_TIMES):
         noise = FixedTimes(seed=0, positions=(index * NUM_TIMES + time,))
         denoised = objectives.denoise(Generator(caption_dropout=0, image_dropout=0), models, batch, noise)
         at_time = {name: float(value) for name, value in denoised.terms.items()}
         if decoder:
-            at_time |= _named(NOISY, _errors(models, objectives.readable(models, denoised.x0), batch))
+            at_time |= _named(NOISY, _errors(models, objectives.readable(models, denoised.x0), labels))
         for name, value in at_time.items():
             sums.setdefault(name, []).append(value)
     return found | {name: sum(values) / len(values) for name, values in sums.items()}
@@ -93,8 +95,39 @@ def first_depth_error(made: AnnotatedClip, batch: Batch) -> float:
     return metrics.depth(ours * (true / ours).median(), true)["log_rmse"]
 
 
+@torch.no_grad()
+def maps(models: Models, batch: Batch) -> UInt8[np.ndarray, "H W 3"]:
+    """Of the middle key frame of one clip: RGB, then depth, movers and length of scene flow.
+
+    Rows: the truth, what is decoded of the clean latent, and of what the transformer makes of it behind a middling noise.
+    """
+    there, noise = batch.to(models.device), FixedTimes(seed=0, positions=(NUM_TIMES // 2 - 1,))
+    denoised = objectives.denoise(Generator(caption_dropout=0, image_dropout=0), models, there, noise)
+    latents = objectives.clean(models, there), objectives.readable(models, denoised.x0)
+    k = batch.key_depth.shape[1] // 2
+    rgb = ((batch.rgb[0, KEY_STRIDE * k] + 1) * 127.5).byte().numpy()
+    truth = batch.key_depth, batch.dynamic.float(), batch.scene_flow
+    rows = [truth, *(_maps_of(models.dpt(latent)) for latent in latents)]
+    far, fast = float(batch.key_depth[0, k].max()), max(float(batch.scene_flow[0, k].norm(dim=-1).max()), 1e-3)
+    return np.concatenate([np.concatenate((rgb, *_colored(row, k, far, fast)), axis=1) for row in rows])
+
+
+def _maps_of(predicted: Predicted) -> tuple[Tensor, Tensor, Tensor]:
+    gated = evaluate.gated(predicted)
+    return gated.depth.cpu(), gated.dynamic_logit.sigmoid().cpu(), gated.scene_flow.cpu()
+
+
+def _colored(row: tuple[Tensor, Tensor, Tensor], k: int, far: float, fast: float) -> list[np.ndarray]:
+    depth, moves, flow = (one[0, k : k + 1] for one in row)
+    values = (depth, far), (moves, 1.0), (flow.norm(dim=-1), fast)
+    return [pictures.heat(value.float().numpy(), largest)[0] for value, largest in values]
+
+
 def _errors(models: Models, latent: Tensor, batch: Batch) -> dict[str, float]:
-    return evaluate.prediction(evaluate.gated(models.dpt(latent)), batch)
+    """`batch` is on the CPU, wherever the model is."""
+    predicted = models.dpt(latent)
+    there = Predicted(**{name: value.cpu() for name, value in vars(predicted).items()})
+    return evaluate.prediction(evaluate.gated(there), batch)
 
 
 def _named(prefix: str, found: dict[str, float]) -> dict[str, float]:

@@ -71,6 +71,8 @@ class _Run:
     stopping: bool = False
     """Some rank was asked to stop; all ranks agree."""
     num_corrupt: int = 0
+    kept: reader.Kept = field(default_factory=dict)
+    """Samples that stay in memory, for all phases."""
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
 
 
@@ -197,7 +199,8 @@ def _one_phase(run: _Run, phase: Phase, first: int, last: int) -> None:
     stepper = _stepper(run, phase, first)
     trained = {name.partition(".")[0] for name in phase.stage.trainable(run.models)}
     meter = Meter(run.models, trained, run.world.device, run.world.size)
-    batches = reader.batches(_samples(run, phase, last), pin=run.world.device.type == "cuda")
+    pin = run.world.device.type == "cuda" and not run.recipe.reading.keep
+    batches = reader.batches(_samples(run, phase, last), pin=pin)
     while run.step < last and not run.stopping:
         done = stepper(batches, run.step, run.step - first, run.stop)
         meter.step(run.stream.size(run.step), run.recipe.batch)
@@ -231,16 +234,19 @@ def _stepper(run: _Run, phase: Phase, first: int) -> Stepper:
 
 
 def _samples(run: _Run, phase: Phase, last: int) -> reader.Samples:
+    phases = run.recipe.phases if run.recipe.reading.keep else (phase,)
     return reader.Samples(
         run.stream,
         run.root,
-        phase.stage.parts,
+        frozenset[str]().union(*(one.stage.parts for one in phases)),
         run.recipe.reading,
         first_step=run.step,
         last_step=last,
         micro_batch=run.recipe.parallel.micro_batch,
         rank=run.world.data_rank,
         world=run.world.data_size,
+        device=run.world.device,
+        kept=run.kept,
     )
 
 

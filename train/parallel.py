@@ -155,7 +155,7 @@ def place(module: nn.Module, knobs: Parallel, world: World) -> None:
     repeated = list(blocks(module))
     if knobs.compile:
         _compile(repeated)
-    if world.size > 1 or world.device.type == "cuda":
+    if world.size > 1 or (world.device.type == "cuda" and knobs.mode != "ddp"):
         _shard(module, repeated, knobs, world)
 
 

@@ -26,6 +26,8 @@ from train.sample import Batch, Sample, collate, from_clip, placeholder
 from train.stream import Draw, Stream
 
 Members = dict[str, bytes]
+Kept = dict[tuple[int, str], Sample]
+"""Samples by the row of their clip and their size."""
 CORRUPT = (ValueError, OSError)
 """What bad data raises. Anything else is a fault of the program and stops it."""
 
@@ -139,8 +141,12 @@ class Samples(Dataset):
         micro_batch: int,
         rank: int = 0,
         world: int = 1,
+        device: torch.device | str = "cpu",
+        kept: Kept | None = None,
     ) -> None:
-        self.stream, self.knobs = stream, knobs
+        """With `knobs.keep`, samples are kept on `device`, in `kept`: theirs were read with the same parts, if any are in it."""
+        self.stream, self.knobs, self.device = stream, knobs, device
+        self._kept: Kept = {} if kept is None else kept
         self.first_step, self.micro_batch, self.rank, self.world = first_step, micro_batch, rank, world
         self.per_step = stream.batch // world // micro_batch
         self.length = (last_step - first_step) * self.per_step
@@ -152,9 +158,22 @@ class Samples(Dataset):
         return self.length
 
     def __getitem__(self, item: int) -> Loaded:
+        if self.knobs.keep:
+            return _loaded(draws := self._draws(item), [self._remembered(draw) for draw in draws])
         self._fetch_ahead(item)
         draws = self._draws(item)
         return _load(self.stream, draws, [future.result() for future in self._under_way.pop(item)])
+
+    def _remembered(self, draw: Draw) -> tuple[Sample, Failure | None]:
+        """From memory, if the clip was read before; a failure is not remembered."""
+        known = draw.row, str(draw.size)
+        if known not in self._kept:
+            sample, failure = _sample(self.stream, draw, self._fetcher(self.stream.row(draw)), start=0)
+            sample = sample.to(self.device)
+            if failure is not None:
+                return sample, failure
+            self._kept[known] = sample
+        return self._kept[known], None
 
     def _draws(self, item: int) -> list[Draw]:
         step, micro = divmod(item, self.per_step)
@@ -181,7 +200,10 @@ def read(stream: Stream, root: str, parts: Collection[str], knobs: Reading, posi
 
 
 def _load(stream: Stream, draws: list[Draw], members: list[Members | Exception]) -> Loaded:
-    made = [_sample(stream, draw, found) for draw, found in zip(draws, members, strict=True)]
+    return _loaded(draws, [_sample(stream, draw, found) for draw, found in zip(draws, members, strict=True)])
+
+
+def _loaded(draws: list[Draw], made: list[tuple[Sample, Failure | None]]) -> Loaded:
     return Loaded(
         batch=collate([sample for sample, _ in made]),
         positions=tuple(draw.position for draw in draws),
@@ -189,15 +211,21 @@ def _load(stream: Stream, draws: list[Draw], members: list[Members | Exception])
     )
 
 
-def _sample(stream: Stream, draw: Draw, members: Members | Exception) -> tuple[Sample, Failure | None]:
-    """The sample, or a placeholder of weight 0 at the same position: skipping it would shift all that follow."""
+def _sample(
+    stream: Stream, draw: Draw, members: Members | Exception, start: int | None = None
+) -> tuple[Sample, Failure | None]:
+    """The sample, or a placeholder of weight 0 at the same position: skipping it would shift all that follow.
+
+    It begins at frame `start`; None: where the sample's own dice say.
+    """
     size = (draw.size.frames, draw.size.height, draw.size.width)
     try:
         if isinstance(members, Exception):
             raise members
         clip = foreign.decode(draw.clip_id, members) if draw.foreign else shards.decode(draw.clip_id, members)
         clip = trust.narrowed(clip, stream.gates)
-        return from_clip(clip, *size, start=_start(stream.seed, draw, len(clip.rgb))), None
+        start = _start(stream.seed, draw, len(clip.rgb)) if start is None else start
+        return from_clip(clip, *size, start=start), None
     except CORRUPT as error:
         failure = Failure(position=draw.position, clip_id=draw.clip_id, reason=str(error))
         return placeholder(*size, id=draw.clip_id, reason=failure.reason), failure

@@ -53,13 +53,26 @@ class Reading(Knobs):
     """Size of the cache; the longest unused goes first."""
     max_corrupt: Share = 0.01
     """Share of a run's samples that may be unreadable before it stops; the first 8 are always borne."""
+    keep: bool = False
+    """Keep every sample in the memory of the training device once it is decoded: for small selections, read many times. A clip
+    longer than the size then gives its first frames only."""
+
+    @model_validator(mode="after")
+    def _one_memory(self) -> "Reading":
+        if self.keep and self.workers:
+            raise ValueError(
+                f"keep=true with workers={self.workers}: other processes cannot keep samples there; set workers=0"
+            )
+        return self
 
 
 class Parallel(Knobs):
     """How the model is laid over ranks, and in which precision it computes."""
 
     mode: Literal["auto", "ddp", "fsdp"] = "auto"
-    """ddp: every rank holds the model. fsdp: ranks share it. auto: fsdp where there is more than one rank."""
+    """ddp: every rank holds the model. fsdp: ranks share it. auto: fsdp on GPUs, also on one (it holds each block in half precision
+    only while that runs), and where there is more than one rank. One rank with ddp runs the plain modules: small models are
+    faster so."""
     micro_batch: Count = 1
     """Samples a rank takes at once; its share of the batch is accumulated from these."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -188,6 +201,23 @@ SMALL = TrainRecipe(
     logging=Logging(every=50, validate_every=0, tensorboard=False),
 )
 """Small models from random weights that do learn, in minutes on a CPU: to compare ways of training, not to generate."""
+
+MEDIUM = TrainRecipe(
+    batch=16,
+    sizes=(Size(frames=17, height=96, width=144),),
+    model=ModelKnobs(base="medium", decoder="medium"),
+    phases=(
+        Phase(stage=Generator(), steps=1500, learning_rate=4e-4),
+        Phase(stage=Decoder(), steps=1500, learning_rate=4e-4),
+        Phase(stage=Joint(), steps=400, learning_rate=1e-4),
+    ),
+    adam=Adam(warmup_steps=50),
+    reading=Reading(workers=0, keep=True),
+    parallel=Parallel(mode="ddp", micro_batch=16, recompute="none"),
+    checkpoints=Keeping(every=1000, keep=1),
+    logging=Logging(every=20, validate_every=0, tensorboard=False, bar=False),
+)
+"""As `small`, for one GPU and some hundreds of clips that fit its memory: a minute or two a stage."""
 
 PAPER = TrainRecipe(
     model=PAPER_MODEL,

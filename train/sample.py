@@ -6,6 +6,7 @@ first camera; flow stays in pixels of the training size. The world is the first 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch.nn import functional as F
 from shared import camera
 from shared.clip import KEY_STRIDE, AnnotatedClip, Flow, Motion
 from train.size import nearest
+
+V = TypeVar("V", "Sample", "Batch")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,6 +58,10 @@ class Sample:
     id: str
     caption: str
 
+    def to(self, device: torch.device | str) -> "Sample":
+        """The sample on another device."""
+        return _moved(self, device)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
@@ -86,8 +93,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
+        return _moved(self, device)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,6 +109,11 @@ class Predicted:
 
 
 torch.export.register_dataclass(Predicted)  # sharded and replicated modules look for tensors inside what they return
+
+
+def _moved(value: V, device: torch.device | str) -> V:
+    tensors = {f.name: part for f in fields(value) if isinstance(part := getattr(value, f.name), Tensor)}
+    return replace(value, **{name: part.to(device) for name, part in tensors.items()})
 
 
 def check_size(frames: int, height: int, width: int) -> None:

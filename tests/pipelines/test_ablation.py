@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,20 @@ def test_all_arms_one_table_nothing_twice(root, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob(f"*/{ablation.RESULT}")} == results
     with pytest.raises(ValueError, match="measured under another recipe"):
         _ablate(root, tmp_path, batch=1)
+
+
+def _ended(log: Path, name: str) -> dict[str, float]:
+    with log.open("a") as file:
+        file.write(f"{name}\n")
+    return {"measure": 1.0}
+
+
+def test_side_by_side_an_arm_waits_for_the_one_it_begins_with(tmp_path):
+    runs = {(arm, 0): arms_of.recipe_of(TINY, arm, 0) for arm in ("full", "frozen_decoder", "without_joint")}
+    todo = {run: partial(_ended, tmp_path / "log", run[0]) for run in runs}
+    found = dict(ablation._at_once(runs, todo, 2))
+    assert found == {run: {"measure": 1.0} for run in runs}
+    assert (tmp_path / "log").read_text().splitlines()[0] == "without_joint"
 
 
 def test_an_arm_takes_its_steps_from_the_recipe():

@@ -208,6 +208,18 @@ def test_no_loss_makes_the_host_wait(family):
     assert any(value.grad is not None and value.grad.any() for value in leaves.values())
 
 
+def test_losses_are_exact_whatever_the_networks_compute_in():
+    batch = examples.batch("many_moving")
+    found = []
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            noise, truth = Noise(seed=0, positions=(0,)), examples.truth(batch)
+            found.append(terms.decoding(Decoding(), truth, batch))
+            found[-1] |= terms.regularizing(Regularizing(), truth, batch, noise)
+            found[-1] |= terms.self_supervising(SelfSupervision(), truth, batch)
+    assert {name: float(value) for name, value in found[0].items()} == {n: float(v) for n, v in found[1].items()}
+
+
 def test_points_behind_the_camera_give_finite_gradients():
     batch = examples.batch("orbit")
     truth = examples.truth(batch)

@@ -160,6 +160,19 @@ def test_a_longer_clip_is_entered_at_its_samples_own_dice(root):
     assert set(starts) == {0, 4, 8}
 
 
+def test_what_is_kept_is_the_same_and_read_once(root, monkeypatch):
+    stream = Stream(root, batch=2, sizes=[SIZE], splits=ALL)  # clips as long as the size: no dice
+    plain = everything(reader.batches(samples(root, stream, last=9)))
+    reads: list[str] = []
+    read = reader.Fetcher.__call__
+    monkeypatch.setattr(reader.Fetcher, "__call__", lambda self, row: reads.append(row["clip_id"]) or read(self, row))
+    keeping = HERE.model_copy(update={"keep": True})
+    assert_same(everything(reader.batches(samples(root, stream, knobs=keeping, last=9))), plain)
+    assert len(reads) == len(set(reads)) == stream.table.num_rows
+    with pytest.raises(ValueError, match="set workers=0"):
+        Reading(keep=True, workers=1)
+
+
 def test_the_cache_spares_the_shards(root, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(root, copy)

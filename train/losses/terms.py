@@ -1,6 +1,8 @@
 """The sums of the losses: one number a sample for every term that is switched on, unweighted, under a stable name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -24,8 +26,21 @@ from train.noise import Noise
 from train.sample import Batch, Predicted
 
 Terms = dict[str, Tensor]
+Summing = TypeVar("Summing", bound=Callable[..., Any])
 
 
+def in_full_precision(terms: Summing) -> Summing:
+    """Whatever the networks compute in: poses that were multiplied in half precision would put every surface elsewhere."""
+
+    @wraps(terms)
+    def exact(knobs: Any, predicted: Predicted, *rest: Any) -> Any:
+        with torch.autocast(predicted.depth.device.type, enabled=False):
+            return terms(knobs, predicted, *rest)
+
+    return cast(Summing, exact)
+
+
+@in_full_precision
 def decoding(knobs: Decoding, predicted: Predicted, batch: Batch) -> Terms:
     """L_dpt, term by term (equation 2)."""
     terms: Terms = {}
@@ -42,6 +57,7 @@ def decoding(knobs: Decoding, predicted: Predicted, batch: Batch) -> Terms:
     return terms
 
 
+@in_full_precision
 def regularizing(knobs: Regularizing, predicted: Predicted, batch: Batch, noise: Noise) -> Terms:
     """L_reg, term by term (equation 3)."""
     terms: Terms = {}
@@ -54,6 +70,7 @@ def regularizing(knobs: Regularizing, predicted: Predicted, batch: Batch, noise:
     return terms
 
 
+@in_full_precision
 def self_supervising(knobs: SelfSupervision, predicted: Predicted, batch: Batch) -> Terms:
     """Without labels of depth, points or scene flow, term by term."""
     terms: Terms = {}

@@ -61,6 +61,16 @@ SIZES = {
         temporal_heads=4,
         head_features=16,
     ),
+    "medium": DecoderKnobs(
+        width=256,
+        depth=8,
+        num_heads=8,
+        taps=(1, 3, 5, 7),
+        features=96,
+        levels=(64, 96, 128, 128),
+        temporal_heads=8,
+        head_features=24,
+    ),
     "paper": DecoderKnobs(),
 }
 
@@ -95,8 +105,8 @@ class ModelKnobs(Knobs):
     """A WorldReel model: its base, what widens it, its decoder."""
 
     base: str = "tiny"
-    """`tiny` or `small` need no file: random weights behind a VAE that averages blocks. Else a folder or a name on the hub, in the
-    diffusers layout: THUDM/CogVideoX-5b-I2V."""
+    """`tiny`, `small` and `medium` need no file: random weights behind a VAE that averages blocks. Else a folder or a name on the
+    hub, in the diffusers layout: THUDM/CogVideoX-5b-I2V."""
     geometry_latent: bool = True
     """Denoise depth and flow beside RGB. False: the arm without a geometry-motion latent."""
     geometry_rows: Literal["zero", "copy"] = "zero"
@@ -105,7 +115,7 @@ class ModelKnobs(Knobs):
     """`keep` holds the base to its one size, 49x480x720."""
     lora_rank: Annotated[int, Field(ge=0)] = 0
     """0 trains all weights of the transformer; above, only adapters of this rank on its attention and the widened layers."""
-    decoder: DecoderKnobs | Literal["tiny", "small", "paper"] = "tiny"
+    decoder: DecoderKnobs | Literal["tiny", "small", "medium", "paper"] = "tiny"
     text: TextKnobs = TextKnobs(kind="bytes", length=16, dtype="float32")
     latent: LatentKnobs = LatentKnobs()
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -43,7 +43,16 @@ SMALL: dict[str, Any] = {
     "sample_width": 16,
     "sample_frames": 17,
 }
-FREE: dict[str, dict[str, Any]] = {"tiny": TINY, "small": SMALL}
+MEDIUM: dict[str, Any] = {
+    "num_attention_heads": 8,
+    "attention_head_dim": 64,
+    "num_layers": 10,
+    "time_embed_dim": 256,
+    "sample_height": 12,
+    "sample_width": 18,
+    "sample_frames": 17,
+}
+FREE: dict[str, dict[str, Any]] = {"tiny": TINY, "small": SMALL, "medium": MEDIUM}
 """Bases that need no file: the real classes with few weights, random but for the VAE's (see `pooling`)."""
 
 FREE_VAE: dict[str, Any] = {
