@@ -89,12 +89,12 @@ def annotate(
     preflight.check_codecs()
     with preflight.alone(out), Lease(out) as lease:
         run = _claim(out, source, recipe, redo=redo)
-        listing = plan.Plan(out, source, run, recipe, recipe.fleet.block_videos, limit)
+        listing = plan.Plan(out, source, run, recipe, recipe.fleet.block_videos, limit, lease.check)
         if listing.num_videos == 0:
             listing.pin()
         settings = _settings(out, recipe, address, run)
         if retry is not None:
-            _open_again(out, run, settings, retry)
+            _open_again(out, run, settings, retry, lease)
         display = progress.Display(out, console)
         start = crew or (lambda: _start(recipe, inline=inline, address=address))
         total = _work(listing, out, recipe, settings, start, display, lease)
@@ -225,7 +225,7 @@ def _remembered(out: str, run: str, committed: set[str]) -> tuple[Funnel, dict[s
     return before, told
 
 
-def _open_again(out: str, run: str, settings: Settings, retry: str) -> None:
+def _open_again(out: str, run: str, settings: Settings, retry: str, lease: Lease) -> None:
     """Opens every block that holds failed (or only quarantined) videos or clips, and forgives their attempts."""
     wanted = _RETRIES[retry]
     committed = packing.committed_blocks(settings.shards)
@@ -235,6 +235,7 @@ def _open_again(out: str, run: str, settings: Settings, retry: str) -> None:
         again = {key for key, standing in standings.items() if standing.end and standing.end["event"] in wanted}
         if not again or not name.startswith(f"{run}-"):
             continue
+        lease.check()
         if name in committed:
             packing.unpack(block=name, folder=files.join(settings.spool, name), shards_uri=settings.shards, again=again)
         book.write(name, [{"event": "forgiven", "kind": standings[key].kind, "key": key} for key in sorted(again)])
@@ -277,7 +278,7 @@ def _summary(total: Funnel, videos: int, seconds: float, source: str) -> Summary
     if total.annotated == 0:
         reasons = (total.screened + total.failed).most_common(3)
         why = "; ".join(f"{times} {reason}" for reason, times in reasons) or "nothing was found in them"
-        said = "".join(f", for example {total.example(kind)}" for kind in [*total.examples][:1])
+        said = "".join(f", for example {total.told_examples(kind)[0]}" for kind in [*total.examples][:1])
         raise ValueError(f"{source}: {number(videos, 'video')} gave not one annotated clip ({why}{said})")
     return Summary(
         videos=videos,

@@ -1,7 +1,7 @@
 """The command line. Nothing heavy is imported here: `worldreel --help` answers at once."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -315,22 +315,29 @@ def demo(
 
 _INTERRUPTED = 130
 """What Typer makes of KeyboardInterrupt."""
+_Misuse: Any = typer.BadParameter.__base__
+"""Whatever is wrong with a command line: Typer has no public name for it."""
 
 
 def main() -> None:
     """Run the command; every refusal is one sentence on stderr and a non-zero exit."""
     try:
-        app()
+        status = app(prog_name="worldreel", standalone_mode=False)
+    except _Misuse as error:
+        said = error.format_message().rstrip(".")
+        if said:  # else Typer has shown the help of a command without arguments
+            command = error.ctx.command_path if error.ctx else "worldreel"
+            print(f"{command.replace(' ', ': ')}: {said[0].lower()}{said[1:]}; see `{command} --help`", file=sys.stderr)
+        sys.exit(error.exit_code)
     except ValueError as refusal:
         print(f"worldreel: {refusal}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
         print(f"worldreel: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
-    except SystemExit as ended:
-        if ended.code == _INTERRUPTED:
-            print("worldreel: interrupted; run the same command again to go on", file=sys.stderr)
-        raise
+    if status == _INTERRUPTED:
+        print("worldreel: interrupted; run the same command again to go on", file=sys.stderr)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from typing import Any
 
 from pipelines.ledger import Standing
 
+_EXAMPLES = 3
+
 
 @dataclass(kw_only=True)
 class Funnel:
@@ -31,8 +33,8 @@ class Funnel:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     """Workers' wall time."""
     cpu_seconds: dict[str, float] = field(default_factory=dict)
-    examples: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Of each class of fault the first: key, uri, reason."""
+    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    """Of each class of fault the first few: key, uri, reason."""
 
     def __add__(self, other: "Funnel") -> "Funnel":
         apart = ("stage_seconds", "cpu_seconds", "examples")
@@ -40,18 +42,23 @@ class Funnel:
             **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name not in apart},
             stage_seconds=_sum(self.stage_seconds, other.stage_seconds),
             cpu_seconds=_sum(self.cpu_seconds, other.cpu_seconds),
-            examples=other.examples | self.examples,
+            examples={
+                kind: [*self.examples.get(kind, []), *other.examples.get(kind, [])][:_EXAMPLES]
+                for kind in (*self.examples, *other.examples)
+            },
         )
 
     @property
     def clips_failed(self) -> int:
         return sum(self.failed.values()) - self.videos_failed
 
-    def example(self, kind: str) -> str:
-        """The first fault of a class: what it happened to and why, neither said twice."""
-        example = self.examples[kind]
-        why = example["reason"].removeprefix(f"{kind}: ")
-        return why if example["uri"] in why else f"{example['key']} of {example['uri']}: {why}"
+    def told_examples(self, kind: str) -> list[str]:
+        """The first faults of a class: what each happened to and why, neither said twice."""
+        told = []
+        for example in self.examples[kind]:
+            why = example["reason"].removeprefix(f"{kind}: ")
+            told.append(why if example["uri"] in why else f"{example['key']} of {example['uri']}: {why}")
+        return told
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -97,7 +104,9 @@ def _add_failed(funnel: Funnel, kind: str, end: Any) -> None:
     funnel.videos_failed += kind == "cut"
     funnel.quarantined += end["event"] == "quarantined"
     example = {"key": end["key"], "uri": end.get("uri", ""), "reason": end.get("reason", "")}
-    funnel.examples.setdefault(end["class"], example)
+    few = funnel.examples.setdefault(end["class"], [])
+    if len(few) < _EXAMPLES:
+        few.append(example)
 
 
 def _sum(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:

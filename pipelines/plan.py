@@ -7,7 +7,7 @@ pieces are worked off: what is new then becomes a further piece. Nothing that wa
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,12 +59,21 @@ class Plan:
     """The pinned part of a listing, and the rest of it on demand."""
 
     def __init__(
-        self, out: str, source: str, run: str, recipe: Knobs, block_videos: int, limit: int | None = None
+        self,
+        out: str,
+        source: str,
+        run: str,
+        recipe: Knobs,
+        block_videos: int,
+        limit: int | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        """`check` raises if this driver may write no more; it is asked before each piece."""
         self._folder, self._source, self.run = files.join(out, "plan"), source, run
         self._dataset = getattr(recipe, "source", None)
         self._recipe, self._block_videos, self._limit = _facts(recipe), block_videos, limit
         self._pieces = _pieces(out, run)
+        self._check = check
         self._known = np.empty(0, np.uint64)
         self._num_blocks = 0
         self._rest: Iterator[Entry] | None = None
@@ -100,6 +109,7 @@ class Plan:
         uri = f"{self._folder}/{self.run}-{len(self._pieces):06d}.jsonl"
         header = {"format": _FORMAT, "source": self._source, "run": self.run, **self._recipe}
         lines = [header, *(self._line(number, entry) for number, entry in enumerate(fresh))]
+        self._check()  # listing may take long
         _write(uri, lines)
         self._num_blocks += -(-len(fresh) // self._block_videos)
         self._pieces.append(uri)

@@ -9,6 +9,7 @@ from pipelines import lease, ledger, packing, plan, progress, sources
 from pipelines.funnel import Funnel, count
 from shared import files
 
+_REST = "every one, with its reason: rows with status failed in shards/*.parquet (before the commit: ledger/*.jsonl)"
 _FRESH_S = 120.0
 """So long the last word of another machine's driver is taken for a sign of life."""
 
@@ -101,7 +102,12 @@ def lines(status: Status) -> list[str]:
     hours = status.pace * _seconds_a_clip(status) * 24
     found.append(f"{status.pace * 60:.1f} clips/min lately, {hours:.1f} video hours a day; {state}")
     for kind, times in status.funnel.failed.most_common(5):
-        found.append(f"failed, {kind}: {times}, for example {status.funnel.example(kind)}")
+        examples = "; ".join(status.funnel.told_examples(kind))
+        found.append(f"failed, {kind}: {times}, for example {examples}")
+    if status.funnel.failed:
+        found.append(_REST)
+    if status.funnel.quarantined:
+        found.append("what a quarantined one said last: quarantine/*.json")
     return found
 
 

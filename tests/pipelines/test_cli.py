@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines import cli
 from shared import codecs
 from shared.shards import read_clips
 from tests import scene, videos
@@ -120,6 +121,30 @@ def test_a_refusal_is_one_sentence(arguments, words, run, tmp_path):
     videos.write_audio(tmp_path / "sound.mp4")
     shutil.copy(run / "videos" / "good.mp4", tmp_path / "good.mp4")
     assert words in sentence(*(argument.format(tmp=tmp_path) for argument in arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("annotate", "annotate: missing argument 'source'; see `worldreel annotate --help`"),
+        ("annotate in out --limit many", "annotate: invalid value for '--limit': "),
+        ("annotate in out --nope", "annotate: no such option: --nope; see"),
+        ("curate out more", "curate: got unexpected extra argument(s) (more); see"),
+        ("train out", "train: missing argument 'run'; see"),
+        ("generate run out", "generate: missing option '--image'; see"),
+        ("evaluate labels pred", "evaluate: labels: missing argument 'truth'; see `worldreel evaluate labels --help`"),
+        ("status", "status: missing argument 'out'; see"),
+        ("weights fetch --recipe", "option '--recipe' requires an argument; see `worldreel --help`"),
+        ("anotate in out", "no such command 'anotate'"),
+    ],
+)
+def test_a_wrong_command_line_gets_one_sentence(arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["worldreel", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"worldreel: {said}")
 
 
 def test_a_shard_from_a_newer_version_is_refused(run, tmp_path):

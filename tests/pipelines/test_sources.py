@@ -112,3 +112,13 @@ def test_long_listings_are_pinned_piece_by_piece(folder: Path, tmp_path: Path, m
     monkeypatch.setattr(plan, "PIECE_VIDEOS", 2)
     assert _blocks(tmp_path / "out", folder) == [("run-000000", ["a.MOV", "b.mp4"]), ("run-000001", ["c.webm"])]
     assert len(list((tmp_path / "out" / "plan").iterdir())) == 2
+
+
+def test_a_driver_that_lost_its_lease_while_it_listed_plans_nothing(folder: Path, tmp_path: Path) -> None:
+    def lost() -> None:
+        raise ValueError("another may have taken over")
+
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="taken over"):
+        Plan(str(out), str(folder), "run", AnnotateRecipe(), 2, check=lost).pin()
+    assert plan.runs(str(out)) == {}

@@ -22,7 +22,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         quick.video(folder / "in" / f"{name}.mp4", seed)
     quick.video(folder / "in" / "short.mp4", 9, frames=3)
     (folder / "in" / "zz.mp4").write_text("no video")
-    recipe = quick.recipe(block_videos=2)
+    recipe = quick.recipe(block_videos=2, clip_timeout_s=120.0)  # a busy machine is not a fault
     console = Console(file=io.StringIO())
     annotation.annotate(str(folder / "in"), str(folder / "out"), recipe, crew=quick.local(recipe), console=console)
     return folder / "out"
@@ -49,7 +49,10 @@ def test_people_and_programs_are_told_the_same(out: Path, capsys: pytest.Capture
     assert "6 videos, 5 cut, 1 failed" in text
     assert "8 clips" not in text
     assert "6 annotated, 3 failed (2 died, 1 refused; 2 quarantined)" in text
-    assert re.search(r"failed, died: 2, for example [0-9a-f]{32} of .*segv_d.mp4: .* SIGSEGV", text)
+    one = r"[0-9a-f]{32} of \S+segv_d\.mp4: .* SIGSEGV"
+    assert re.search(f"failed, died: 2, for example {one}; {one}\n", text)
+    assert "every one, with its reason: rows with status failed in shards/*.parquet" in text
+    assert "quarantine/*.json" in text
     assert "complete" in text
     status.show(str(out), as_json=True)
     assert json.loads(capsys.readouterr().out)["annotated"] == 6
@@ -89,9 +92,11 @@ def test_a_run_that_was_cut_off_says_so(out: Path, tmp_path: Path) -> None:
 def test_what_happened_is_said_once() -> None:
     broken = {"key": "k", "uri": "/v/a.mp4", "reason": "refused: /v/a.mp4: holds only audio"}
     hung = {"key": "c", "uri": "/v/b.mp4", "reason": "timeout: clip c did not end within 5 s"}
-    told = Funnel(examples={"refused": broken, "timeout": hung})
-    assert told.example("refused") == "/v/a.mp4: holds only audio"
-    assert told.example("timeout") == "c of /v/b.mp4: clip c did not end within 5 s"
+    told = Funnel(examples={"refused": [broken], "timeout": [hung]})
+    assert told.examples == (told + Funnel()).examples
+    assert len((told + told + told + told).examples["refused"]) == 3
+    assert told.told_examples("refused") == ["/v/a.mp4: holds only audio"]
+    assert told.told_examples("timeout") == ["c of /v/b.mp4: clip c did not end within 5 s"]
 
 
 def test_time_left_follows_from_the_pace() -> None:
