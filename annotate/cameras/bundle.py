@@ -37,6 +37,11 @@ class Problem:
         """Principal point."""
         return self.nodes.new_tensor((self.size[1] / 2, self.size[0] / 2))
 
+    def to(self, device: str) -> "Problem":
+        """The same on another device; what is solved for follows."""
+        moved = {name: getattr(self, name).to(device) for name in ("nodes", "edges", "target", "weight")}
+        return replace(self, **moved)
+
     def only(self, keep: Bool[Tensor, " E"]) -> "Problem":
         """Some of the edges."""
         return replace(self, edges=self.edges[keep], target=self.target[keep], weight=self.weight[keep])
@@ -52,9 +57,10 @@ class State:
     log_focal: Float[Tensor, ""]
 
     @classmethod
-    def start(cls, num_keyframes: int, num_nodes: int, focal: float, inverse_depth: float = 1.0) -> "State":
+    def start(cls, problem: Problem, num_keyframes: int, focal: float, inverse_depth: float = 1.0) -> "State":
         """Identity poses before a plane."""
-        rotation = torch.eye(3, dtype=torch.float64).repeat(num_keyframes, 1, 1)
+        num_nodes = len(problem.nodes)
+        rotation = torch.eye(3, dtype=torch.float64, device=problem.nodes.device).repeat(num_keyframes, 1, 1)
         return cls(
             rotation=rotation,
             translation=rotation.new_zeros(num_keyframes, 3),
@@ -69,7 +75,7 @@ class State:
 
     def cam_from_world(self) -> Float[Tensor, "K 4 4"]:
         """Poses as matrices."""
-        pose = torch.eye(4, dtype=self.rotation.dtype).repeat(len(self.rotation), 1, 1)
+        pose = torch.eye(4).to(self.rotation).repeat(len(self.rotation), 1, 1)
         pose[:, :3, :3], pose[:, :3, 3] = self.rotation, self.translation
         return pose
 
@@ -239,7 +245,7 @@ def normal_equations(problem: Problem, state: State, sigma_px: float) -> Normal:
     weight = (weight * linear.in_front)[:, None]
     i, j = problem.edges.T
     size = 6 * num_keys + 1
-    six = torch.arange(6)
+    six = torch.arange(6, device=i.device)
     where = torch.cat((6 * i[:, None] + six, 6 * j[:, None] + six, i[:, None] * 0 + size - 1), 1)  # E 13
     both = _both_poses(linear.turn)
 
@@ -299,7 +305,7 @@ def neighbor_mean(d: Float[Tensor, "K N"], grid: tuple[int, int]) -> Float[Tenso
 
 def solve(problem: Problem, state: State, how: Solve) -> tuple[State, Fit]:
     """Iteratively reweighted Gauss-Newton until the robust cost changes by less than the tolerance."""
-    columns = _free_columns(len(state.rotation), how)
+    columns = _free_columns(len(state.rotation), how).to(problem.edges.device)
     sigma = how.sigma_px or noise_scale(problem, state, how.min_sigma_px)
     last, system = cost(problem, state, sigma), None
     for iteration in range(how.iterations):

@@ -75,7 +75,7 @@ def parallax_spread(problem: Problem, state: State) -> float:
         ),
     )
     added = (full - turned).norm(dim=1)
-    ends = torch.quantile(added, torch.tensor([0.1, 0.9], dtype=added.dtype), dim=1)
+    ends = torch.quantile(added, added.new_tensor([0.1, 0.9]), dim=1)
     return float((ends[1] - ends[0]).median())
 
 

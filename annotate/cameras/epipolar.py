@@ -20,7 +20,7 @@ THRESHOLD_PX = 0.6
 def vote(problem: Problem, num_keyframes: int) -> tuple[Float[Tensor, "E N"], Float[Tensor, "K N"]]:
     """Agreement 0..1 of each edge's nodes with its epipolar geometry, and how static each keyframe's node is (1: no vote)."""
     agreement = torch.ones_like(problem.weight)
-    voted = torch.zeros(len(problem.edges), dtype=torch.bool)
+    voted = torch.zeros(len(problem.edges), dtype=torch.bool, device=problem.edges.device)
     for e in range(len(problem.edges)):
         fundamental = _fundamental(problem.nodes, problem.target[e], problem.weight[e])
         if fundamental is not None:
@@ -73,22 +73,22 @@ def falloff(error: Tensor, width: float) -> Tensor:
 def _fundamental(
     nodes: Float[Tensor, "N 2"], target: Float[Tensor, "N 2"], weight: Float[Tensor, " N"]
 ) -> Float[Tensor, "3 3"] | None:
-    confident = (weight > 0.3).numpy()
-    here, there = nodes.numpy()[confident], target.numpy()[confident]
+    confident = weight > 0.3
+    here, there = nodes[confident].cpu().numpy(), target[confident].cpu().numpy()
     if len(here) < 60 or np.median(np.linalg.norm(there - here, axis=1)) < 0.3:
         return None
     try:
         found, _ = cv2.findFundamentalMat(here, there, cv2.USAC_MAGSAC, THRESHOLD_PX, 0.999, 3000)
     except cv2.error:  # it asserts where no sample gives a model (OpenCV 5.0), instead of finding none
         return None
-    return None if found is None or found.shape != (3, 3) else torch.from_numpy(found)
+    return None if found is None or found.shape != (3, 3) else torch.from_numpy(found).to(nodes)
 
 
 def _plane_share(
     nodes: Float[Tensor, "N 2"], target: Float[Tensor, "N 2"], weight: Float[Tensor, " N"], static: Float[Tensor, " N"]
 ) -> float | None:
-    confident = (weight > 0.3).numpy()
-    here, there, by = nodes.numpy()[confident], target.numpy()[confident], static.numpy()[confident]
+    confident = weight > 0.3
+    here, there, by = (values[confident].cpu().numpy() for values in (nodes, target, static))
     if len(here) < 60:
         return None
     try:

@@ -46,6 +46,7 @@ class Views:
     edges: Int64[np.ndarray, "E 2"]
     raw: Problem
     voted: Problem
+    device: str
 
     @property
     def long_side(self) -> int:
@@ -70,12 +71,12 @@ class Solved:
     profile: focal.Profile | None = None
 
 
-def estimate(pairs: PairFlows, known_focal: float | None = None) -> Estimate:
-    """Cameras of a clip from flow between its frames; `known_focal` in working pixels."""
+def estimate(pairs: PairFlows, known_focal: float | None = None, device: str = "cpu") -> Estimate:
+    """Cameras of a clip from flow between its frames; `known_focal` in working pixels; bundle adjustment on `device`."""
     prior = known_focal or PRIOR * max(pairs.size)
     if len(pairs.rgb) == 1:
         return _still(1, prior, known_focal, {})
-    views = look(pairs)
+    views = look(pairs, device)
     flow_px = degenerate.median_flow(views.raw.only(degenerate.far(views.raw)))
     if degenerate.is_static(flow_px):
         return _still(len(pairs.rgb), prior, known_focal, {"flow_px": flow_px})
@@ -91,13 +92,15 @@ def estimate(pairs: PairFlows, known_focal: float | None = None) -> Estimate:
     return _moving(views, turned, solved, known_focal, weak)
 
 
-def look(pairs: PairFlows) -> Views:
+def look(pairs: PairFlows, device: str = "cpu") -> Views:
     """Keyframes, edges, and the epipolar vote on the coarse grid."""
     keys = keyframes.choose(pairs)
     edges = np.concatenate((keyframes.temporal_edges(pairs, keys), keyframes.loop_edges(pairs, keys)))
-    raw = keyframes.make_problem(pairs, keys, edges, COARSE)
+    raw = keyframes.make_problem(pairs, keys, edges, COARSE, device)
     agreement, static = epipolar.vote(raw, len(keys))
-    return Views(pairs=pairs, keys=keys, edges=edges, raw=raw, voted=epipolar.weighted(raw, static, agreement))
+    return Views(
+        pairs=pairs, keys=keys, edges=edges, raw=raw, voted=epipolar.weighted(raw, static, agreement), device=device
+    )
 
 
 def coarse(views: Views, known_focal: float | None) -> Solved:
@@ -141,7 +144,7 @@ def _solved(views: Views, state: State, fit: Fit) -> Solved:
 
 def refine(views: Views, best: Solved, free_focal: bool) -> Solved:
     """Twice the nodes each way, a few iterations."""
-    raw = keyframes.make_problem(views.pairs, views.keys, views.edges, FINE)
+    raw = keyframes.make_problem(views.pairs, views.keys, views.edges, FINE, views.device)
     static = enlarged(best.static, views.raw.grid, raw.grid)
     state = replace(best.state, inverse_depth=enlarged(best.state.inverse_depth, views.raw.grid, raw.grid))
     how = Solve(iterations=6, focal=free_focal, focal_prior=views.focal_prior if free_focal else None, smoothing=LITTLE)
@@ -159,7 +162,7 @@ def weigh(views: Views, turning: State, state: State, fit: Fit) -> Evidence:
     """The numbers the flags are decided on, on the coarse grid."""
     coarse_state = replace(state, inverse_depth=enlarged(state.inverse_depth, _grid(views, state), views.raw.grid))
     far = views.raw.only(degenerate.far(views.raw))
-    frames = np.array(views.keys)[far.edges.numpy()]
+    frames = np.array(views.keys)[far.edges.cpu().numpy()]
     _, confidence, error = views.pairs.at_nodes(frames, far.nodes)
     return Evidence(
         flow_px=degenerate.median_flow(far),
@@ -189,12 +192,12 @@ def infill(
     if between:
         grid_nodes = FINE if state.inverse_depth.shape[1] > len(views.raw.nodes) else COARSE
         edges = np.array([(k, len(keys) + b) for b, t in enumerate(between) for k in keyframes.around(keys, t)])
-        problem = keyframes.make_problem(views.pairs, [*keys, *between], edges, grid_nodes)
+        problem = keyframes.make_problem(views.pairs, [*keys, *between], edges, grid_nodes, views.device)
         problem = epipolar.weighted(problem, enlarged(static, views.raw.grid, problem.grid))
-        wanted = torch.arange(len(keys) + len(between)) >= len(keys)
+        wanted = torch.arange(len(keys) + len(between), device=views.device) >= len(keys)
         everyone = start.resect(problem, everyone, wanted, range(len(keys)), 6, rotation_only)
     order = np.argsort([*keys, *between])
-    return world_from_cam(everyone.cam_from_world().numpy()[order])
+    return world_from_cam(everyone.cam_from_world().cpu().numpy()[order])
 
 
 def _with_between(state: State, keys: list[int], between: list[int]) -> State:
@@ -202,9 +205,9 @@ def _with_between(state: State, keys: list[int], between: list[int]) -> State:
     if not between:
         return state
     after = np.searchsorted(keys, between)
-    a, b = torch.from_numpy(after - 1), torch.from_numpy(after)
-    at = torch.tensor(keys, dtype=torch.float64)
-    share = ((torch.tensor(between, dtype=torch.float64) - at[a]) / (at[b] - at[a]))[:, None]
+    a, b = (torch.from_numpy(k).to(state.rotation.device) for k in (after - 1, after))
+    at, middle = state.rotation.new_tensor(keys), state.rotation.new_tensor(between)
+    share = ((middle - at[a]) / (at[b] - at[a]))[:, None]
     turn = logarithm(state.rotation[b] @ state.rotation[a].mT)
     rotation = bundle.rotate(share * turn) @ state.rotation[a]
     centers = -(state.rotation.mT @ state.translation[..., None])[..., 0]

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from annotate.annotator import Annotate, Annotator, FlowModel
+from annotate.weights import device_of
 from shared.clip import AnnotatedClip, Cameras
 
 if TYPE_CHECKING:  # torch and OpenCV load with the first clip, not with the recipe
@@ -20,7 +21,7 @@ if TYPE_CHECKING:  # torch and OpenCV load with the first clip, not with the rec
 
 
 class FlowBA(Annotator):
-    """Dense bundle adjustment on optical flow: CPU, no weights, self-calibrated."""
+    """Dense bundle adjustment on optical flow: no weights, self-calibrated, CPU by default; with `gpus` it solves on one."""
 
     kind: Literal["flow_ba"] = "flow_ba"
     long_side_px: Annotated[int, Field(ge=160, le=640)] = 384
@@ -50,7 +51,7 @@ class _FlowBA:
         from annotate.flow.pairs import PairFlows
 
         pairs = PairFlows.of(clip.rgb, flow).at_most(self.knobs.long_side_px)
-        found = estimate(pairs, self._known_focal(pairs.size[1]))
+        found = estimate(pairs, self._known_focal(pairs.size[1]), device_of(self.knobs.gpus))
         cameras, asked = self._second(to_cameras(found, pairs.size, flow.source), pairs)
         return clip.with_(cameras=enlarged(cameras, pairs.size, clip.shape), scores=_scores(found) | asked)
 

@@ -72,7 +72,9 @@ def _evenly(values: list[int], count: int) -> list[int]:
     return [values[place] for place in places]
 
 
-def make_problem(pairs: PairFlows, keys: list[int], edges: Int64[np.ndarray, "E 2"], long_side_nodes: int) -> Problem:
+def make_problem(
+    pairs: PairFlows, keys: list[int], edges: Int64[np.ndarray, "E 2"], long_side_nodes: int, device: str = "cpu"
+) -> Problem:
     """What the flows of these edges say at the nodes; confidence times the texture of the node, pixel by pixel."""
     grid, nodes = node_grid(pairs.size, long_side_nodes)
     frames = np.array(keys)[edges]
@@ -85,7 +87,7 @@ def make_problem(pairs: PairFlows, keys: list[int], edges: Int64[np.ndarray, "E 
         target=nodes + flow,
         weight=confidence * strength[torch.from_numpy(edges[:, 0])],
         size=pairs.size,
-    )
+    ).to(device)
 
 
 def texture(frame: np.ndarray, nodes: Float[Tensor, "N 2"]) -> Float[Tensor, " N"]:

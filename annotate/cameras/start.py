@@ -14,7 +14,7 @@ def turning(
     problem: Problem, num_keyframes: int, focal: float, prior: tuple[float, float] | None = None
 ) -> tuple[State, Fit]:
     """The rotation model: no translation, everything at infinity. With a prior of ln f, f is free in the end."""
-    state = State.start(num_keyframes, len(problem.nodes), focal, inverse_depth=0.0)
+    state = State.start(problem, num_keyframes, focal, inverse_depth=0.0)
     how = Solve(iterations=12, translations=False, depths=False, damping=1e-5)
     state, fit = bundle.solve(problem, state, how)
     if prior is None:
@@ -47,11 +47,10 @@ def resect(
     rotation_only: bool = False,
 ) -> State:
     """Only the wanted poses, against the known depth of the sources; σ renewed each iteration, one for each pose."""
-    known = torch.as_tensor(list(sources))
+    known = torch.as_tensor(list(sources), device=problem.edges.device)
     part = problem.only(torch.isin(problem.edges[:, 0], known) & wanted[problem.edges[:, 1]])
     where = wanted.nonzero()[:, 0]
-    place = torch.zeros(len(wanted), dtype=torch.long)
-    place[where] = torch.arange(len(where))
+    place = torch.cumsum(wanted, 0) - 1
     row = place[part.edges[:, 1]]
     for _ in range(iterations):
         state = _resect_once(part, state, where, row, rotation_only)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from annotate.cameras import bundle, keyframes
+from annotate.cameras import bundle, epipolar, estimate, keyframes
 from annotate.cameras.bundle import Problem, Solve, State
 
 EDGES = torch.tensor([(0, 1), (1, 0), (1, 2), (2, 1), (0, 2), (2, 0)])
@@ -115,3 +115,18 @@ def _first(rotation: torch.Tensor, state: State) -> torch.Tensor:
     rotation = rotation.clone()
     rotation[0] = state.rotation[0]
     return rotation
+
+
+def test_everything_stays_on_the_device(problem: Problem, state: State) -> None:
+    """On `meta`, which holds shapes only and, as a GPU does, refuses to be mixed with the CPU."""
+    there = problem.to("meta")
+    start = State.start(there, len(state.rotation), 30.0)
+    how = Solve(iterations=1, focal=True, focal_prior=(3.0, 0.5))
+    normal = bundle._regularized(bundle.normal_equations(there, start, 0.3), there, start, how)
+    columns = bundle._free_columns(len(state.rotation), how).to("meta")
+    step, depth_step, _ = bundle.solve_step(normal, columns, how.damping)
+    found = bundle._moved(start, step, depth_step, how)
+    between = estimate._with_between(found, [0, 2, 4], [1, 3])
+    static = epipolar.tally(there, there.weight, len(state.rotation))
+    for tensor in (*vars(between).values(), static, epipolar.weighted(there, static).weight, between.cam_from_world()):
+        assert tensor.is_meta
