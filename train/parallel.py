@@ -153,16 +153,17 @@ def place(module: nn.Module, knobs: Parallel, world: World) -> None:
         share_tokens(module, world.sequence_group, world.sequence)
     recompute(module, knobs.recompute)
     repeated = list(blocks(module))
-    if knobs.compile:
+    if knobs.compile and hasattr(module, "transformer_blocks"):
         _compile(repeated)
     if world.size > 1 or (world.device.type == "cuda" and knobs.mode != "ddp"):
         _shard(module, repeated, knobs, world)
 
 
 def _compile(repeated: list[nn.Module]) -> None:
-    """Compiles what a block computes, and not the gathering of its weights around it. Blocks of one kind share one graph.
+    """Compiles what a transformer's block computes, and not the gathering of its weights around it. All share one graph.
 
-    Recomputation lies inside: around a compiled block its choice of operators would not be seen.
+    Recomputation lies inside: around a compiled block its choice of operators would not be seen. The decoder's many small parts
+    would take minutes to compile, for a twentieth of the work.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
     for block in repeated:

@@ -44,7 +44,7 @@ def test_every_stage_gives_the_losses_of_a_cpu(root, tmp_path, monkeypatch, floa
 def test_compiled_blocks_give_the_same_losses(root, tmp_path):
     for name, compiled in (("plain", False), ("compiled", True)):
         knobs = Parallel(recompute="selective", precision="float32", compile=compiled)
-        assert test_loop.train(ranks.recipe(parallel=knobs), root, tmp_path / name).finished
+        assert test_loop.train(ranks.generator(2, parallel=knobs), root, tmp_path / name).finished
     assert dict(test_loop.losses(tmp_path / "compiled")) == pytest.approx(
         dict(test_loop.losses(tmp_path / "plain")), rel=1e-3
     )
