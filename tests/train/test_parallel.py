@@ -206,7 +206,7 @@ def test_batches_that_ranks_cannot_share_are_refused():
         parallel.check(ranks.recipe(parallel=Parallel(micro_batch=4)), 2)
     with pytest.raises(ValueError, match=r"parallel\.sequence is 2, which does not divide 3 ranks"):
         parallel.check(ranks.recipe(parallel=Parallel(sequence=2)), 3)
-    with pytest.raises(ValueError, match="with compile=true was never tried: set parallel.compile=false"):
+    with pytest.raises(ValueError, match=r"with compile=true was never tried: set parallel\.compile=false"):
         Parallel(sequence=2, compile=True)
 
 
