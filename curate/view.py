@@ -59,6 +59,12 @@ class View:
     def _sparse(self) -> slice:
         return slice(self._step // 2, None, self._step)
 
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """Rows and columns of the grid."""
+        rows, columns = (len(range(self._step // 2, side, self._step)) for side in (self.height, self.width))
+        return rows, columns
+
     def grid(self, field: np.ndarray) -> Tensor:
         """T N ...: the grid's pixels of an array of images."""
         taken = field[:, self._sparse, self._sparse]

@@ -6,9 +6,13 @@ from curate.check import Limit
 from shared.knobs import Knobs
 
 if TYPE_CHECKING:
+    from jaxtyping import Bool
     from torch import Tensor
 
     from curate.view import View
+
+OFF_PX = 4.0
+"""Farther off than this, at 720 wide, is no error of flow between textured pixels."""
 
 
 class RigidFlow(Knobs):
@@ -23,7 +27,10 @@ class RigidFlow(Knobs):
     rigid_key_px: Limit | None = Limit(flag_above=1.2, fail_above=2.2)
     """Median, from key frame to key frame: four times the parallax, so a wrong unit or focal length shows."""
     rigid_outliers: Limit | None = Limit(flag_above=0.05, fail_above=0.1)
-    """Share of pixels off by more than 4 px and 5 % of their flow, from key frame to key frame: movers that the mask missed."""
+    """Share of pixels off by more than 4 px and 5 % of their flow, from key frame to key frame."""
+    rigid_patches: Limit | None = Limit(flag_above=0.002, fail_above=0.004)
+    """Share of the picture in the middle of 3 x 3 grid points (a twentieth of its side) that are all off so far: movers that the
+    mask missed. Flow that is wrong along a silhouette makes no patch, however long the silhouette is."""
 
     @staticmethod
     def measure(view: "View") -> dict[str, float]:
@@ -39,8 +46,17 @@ class RigidFlow(Knobs):
         if error is not None and usable is not None and usable.any():
             length = view.to_reference * view.cycle[4].forward.norm(dim=-1)
             scores["rigid_key_px"] = median(error[usable])
-            scores["rigid_outliers"] = float((error > (0.05 * length).clamp(min=4.0))[usable].double().mean())
+            off = usable & (error > (0.05 * length).clamp(min=OFF_PX))
+            scores["rigid_outliers"] = float(off[usable].double().mean())
+            scores["rigid_patches"] = float(_inner(off.unflatten(1, view.grid_shape)).double().mean())
         return present(scores)
+
+
+def _inner(off: "Bool[Tensor, 'P h w']") -> "Bool[Tensor, 'P h w']":
+    """True where all nine points around are; nothing is beyond the picture's edge."""
+    import torch.nn.functional as F
+
+    return -F.max_pool2d(-F.pad(off.double(), (1, 1, 1, 1)), 3, stride=1) > 0.5
 
 
 def residual(view: "View", stride: int) -> "tuple[Tensor, Tensor] | tuple[None, None]":

@@ -142,6 +142,33 @@ def test_each_check_rejects_its_error(check: str, change: Change) -> None:
     assert not verdict.keep
 
 
+def test_missed_movers_make_patches_and_tight_masks_make_none() -> None:
+    """A ribbon of wrong pixels around each mover is no missed mover, however many they are."""
+    clip = true("static")
+    tight = np.stack([minimum_filter(frame, size=5) for frame in clip.motion.dynamic])
+    ribbon = measure.scores(clip.with_(motion=replace(clip.motion, dynamic=tight)))
+    missed = measure.scores(missed_movers(clip))
+    assert ribbon["rigid_outliers"] > 0.02
+    assert ribbon["rigid_patches"] < 0.002
+    assert missed["rigid_patches"] > 0.1
+    assert worst(missed)["rigid_flow"].outcome == "fail"
+    assert measure.scores(clip)["rigid_patches"] == 0
+
+
+def test_edges_are_judged_where_things_move_apart() -> None:
+    """Before a still camera only movers tell how wide surfaces are; still walls beside still boxes would dilute what they tell."""
+    clip = true("static")
+    verdict = worst(measure.scores(clip))["depth_edges"]
+    assert (verdict.outcome, worst(measure.scores(wide(clip)))["depth_edges"].outcome) == ("pass", "fail")
+    resting = clip.with_(key_flow=replace(clip.key_flow, forward=np.zeros_like(clip.key_flow.forward)))
+    assert "edge_outliers" not in measure.scores(resting), "nothing moves apart: nothing is known"
+
+
+def wide(clip: AnnotatedClip) -> AnnotatedClip:
+    """Near surfaces 4 pixels too wide: 22 at 720."""
+    return clip.with_(depth=replace(clip.depth, z=np.stack([minimum_filter(frame, size=9) for frame in clip.depth.z])))
+
+
 def test_checks_are_checks_and_scores_have_one_home() -> None:
     scores = measure.scores(true("orbit"))
     for _, check in Checks():
@@ -197,7 +224,7 @@ def test_pixel_scores_are_of_a_picture_720_wide() -> None:
 
 
 def test_judge_takes_the_worst_and_tells_why() -> None:
-    off = dict.fromkeys(("rigid_flow_worst_px", "rigid_key_px", "rigid_outliers"))
+    off = dict.fromkeys(("rigid_flow_worst_px", "rigid_key_px", "rigid_outliers", "rigid_patches"))
     check = Checks().rigid_flow.changed(rigid_flow_px=Limit(flag_above=1, fail_above=2), **off)
     assert list(limits(check)) == ["rigid_flow_px", "rigid_flow_p90_px"]
     assert judge("r", check, {}) == Verdict(check="r", score=None, outcome="pass", reason="")
