@@ -240,6 +240,9 @@ def _open_again(out: str, run: str, settings: Settings, retry: str, lease: Lease
             packing.unpack(block=name, folder=files.join(settings.spool, name), shards_uri=settings.shards, again=again)
         book.write(name, [{"event": "forgiven", "kind": standings[key].kind, "key": key} for key in sorted(again)])
         book.close(name)
+        for end in (standings[key].end for key in again):
+            if end is not None and "where" in end:
+                files.remove(end["where"])
 
 
 def _retire(out: str, run: str, settings: Settings) -> None:

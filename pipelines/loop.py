@@ -212,16 +212,17 @@ class Loop:
 
     def _not_started(self, number: int, task: Task | None, fault: Fault) -> None:
         """A worker that cannot load blames no clip; several in a row end the run."""
-        self._start_failures += fault.kind != "node_lost"
-        self.say("start_failed", seat=number, message=fault.message, tail=fault.tail)
         if task is not None:
             self._write(self.opened[task.block], [{"event": "returned", "kind": task.kind, "key": task.key}])
             self.todo[task.kind].appendleft(task)
+            if not self.seats[number].ready:  # another task of the seat has said so already
+                return
+        self._start_failures += fault.kind != "node_lost"
+        self.say("start_failed", seat=number, message=fault.message, tail=fault.tail)
         refused = fault.kind == "start_failed" and not fault.signal
         if refused or self._start_failures >= _MOST_START_FAILURES:
             raise Hopeless(fault.message)
-        if self.seats[number].ready or task is None:  # else another task of the seat has said so already
-            self._start(number)
+        self._start(number)
 
     def _done(self, block: OpenBlock, key: str, outcome: Outcome) -> None:
         unit = block.units[key]

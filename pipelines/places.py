@@ -47,9 +47,10 @@ def fitting(recipe: "AnnotateRecipe", machines: Machines, *, grows: bool = False
         )
     workers = fleet.workers or max(fit, 1)
     left = int(sum(machine.get("CPU", 0) for machine in machines) - workers * cpus)
-    screeners = (fleet.screeners or max(left, 0)) if gpus else 0
+    grown = workers > fit  # machines that are still to come may have CPUs to spare, or none
+    screeners = (fleet.screeners or max(left, workers * grown)) if gpus else 0
     overlap = gpus > 0 if fleet.overlap is None else fleet.overlap
-    kinds = _HEAVY if screeners else _ALL
+    kinds = _HEAVY if screeners and not grown else _ALL
     depth = _STAGES if overlap else 1
     heavy = Place(job=job(recipe, annotates=True, overlap=overlap), kinds=kinds, cpus=cpus, gpus=gpus, depth=depth)
     light = Place(job=job(recipe, annotates=False), kinds=_LIGHT, cpus=1.0, gpus=0.0)

@@ -144,6 +144,7 @@ def test_retry_gives_quarantined_clips_another_chance(videos: Path, tmp_path: Pa
     assert _status(out) == {"annotated": 13, "failed": 1}  # the first clip died of it, the second did not
     summary = _annotate(videos, out, knobs={"block_videos": 3}, retry="quarantined")
     assert (summary.annotated, summary.failed) == (14, 0)
+    assert not list((out / "quarantine").iterdir())
     assert _status(out) == {"annotated": 14}
     assert flag.with_suffix(".happened").exists()
     fresh = tmp_path / "fresh"

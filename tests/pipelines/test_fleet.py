@@ -286,6 +286,9 @@ def test_what_does_not_fit_is_said_before_the_start(
 
 def test_a_cluster_may_grow() -> None:
     assert len(places.fitting(_recipe(workers=3), [{"CPU": 2.0}], grows=True)) == 3
+    seats = places.fitting(_recipe(gpus=1.0, workers=2), [{"CPU": 0.0}], grows=True)
+    found = [(seat.gpus, sorted(seat.kinds)) for seat in seats]  # whether a screener will find room is not known yet
+    assert found == [(1.0, ["clip", "cut", "pack"])] * 2 + [(0.0, ["cut", "pack"])] * 2
 
 
 def test_what_is_shipped_to_a_cluster_is_our_packages_alone() -> None:
