@@ -87,7 +87,7 @@ class Loaded:
         from annotate.networks.moge import solve_samples
 
         at_once = self._knobs.frames_at_once
-        seen = [one for at in range(0, len(clip.rgb), at_once) for one in self._seen(clip.rgb[at : at + at_once])]
+        seen = [one for at in range(0, len(clip.rgb), at_once) for one in self._fitting(clip.rgb[at : at + at_once])]
         free = np.array([one.focal for one in seen])
         focal = float(np.median(free[free > 0])) if (free > 0).any() else None
         z, valid = np.zeros(clip.shape, np.float32), np.zeros(clip.shape, bool)
@@ -97,6 +97,19 @@ class Loaded:
                 z[t] = one.z + float(shift)
                 valid[t] = one.valid & (z[t] > 0)
         return z, valid, focal
+
+    def _fitting(self, rgb: UInt8[np.ndarray, "B H W 3"]) -> list["Seen"]:
+        """Half as many frames at once where the device runs out of memory: each frame's maps are its own."""
+        import torch
+
+        try:
+            return self._seen(rgb)
+        except torch.OutOfMemoryError:
+            if len(rgb) == 1:
+                raise
+        torch.cuda.empty_cache()  # outside the handler, whose traceback holds the tensors that did not fit
+        half = len(rgb) // 2
+        return self._fitting(rgb[:half]) + self._fitting(rgb[half:])
 
     def _seen(self, rgb: UInt8[np.ndarray, "B H W 3"]) -> list["Seen"]:
         import torch

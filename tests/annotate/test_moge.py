@@ -229,3 +229,26 @@ def test_the_network_runs_behind_the_annotator(tiny):
     clip = Loaded(annotator.MoGe(level=0, frames_at_once=3), tiny)(bare, NoFlow())
     assert clip.depth.source == "moge-1"
     assert np.isfinite(clip.depth.z).all()
+
+
+class Tight(nn.Module):
+    """A network on a device with room for so many frames at once."""
+
+    def __init__(self, net: nn.Module, room: int) -> None:
+        super().__init__()
+        self.net, self.room, self.image_mean = net, room, net.image_mean
+
+    def maps(self, image, level):
+        if len(image) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.net.maps(image, level)
+
+
+def test_a_device_without_room_for_all_frames_gets_half_as_many(tiny):
+    rgb, knobs = scene.clip("lateral", frames=5, height=56, width=84, focal=80.0).rgb, annotator.MoGe(level=0)
+    whole, parts = (Loaded(knobs, net)._fitting(rgb) for net in (tiny, Tight(tiny, room=2)))
+    assert len(parts) == 5
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one.z, other.z, rtol=1e-3, atol=1e-4)
+    with pytest.raises(torch.OutOfMemoryError):
+        Loaded(knobs, Tight(tiny, room=0))._fitting(rgb)
