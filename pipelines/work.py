@@ -9,7 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 import cv2
 
 from annotate import cut as cutting
-from annotate.datasets import importing, selfcheck
 from annotate.datasets.dataset import Dataset, Footage
 from pipelines import datasets, packing, reuse, spool
 from pipelines.plan import label_knobs
@@ -70,11 +69,18 @@ class Scenes:
 
     def cut(self, entry: dict[str, Any], to: str) -> None:
         """Tests the scene and lists its clips. Raises ValueError with the reason if it is excluded or fails a test."""
+        from annotate.datasets import (
+            importing,
+            selfcheck,
+        )  # with torch, which a worker that only cuts videos never needs
+
         scene = self._open(entry["uri"])
         spans = importing.spans(scene, self._cut, selfcheck.check(scene))
         spool.write_spans(to, entry["dataset"], importing.as_video(scene.facts, self._cut.fps), spans)
 
     def load(self, cut_uri: str, number: int) -> AnnotatedClip:
+        from annotate.datasets import importing
+
         span = spool.read_span(cut_uri, number)
         return importing.load(self._open(span.video.uri), span, self._cut, self._dataset.kind)
 

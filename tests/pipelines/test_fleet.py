@@ -318,3 +318,21 @@ def test_the_documented_cluster_is_one_that_ray_accepts() -> None:
     cluster = yaml.safe_load((Path(fleet.__file__).parent / "cluster.yaml").read_text())
     validate_config(fillout_defaults(cluster))
     assert cluster["available_node_types"]["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+
+
+def test_a_worker_that_only_cuts_loads_no_torch(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    video = quick.video(tmp_path / "a.mp4", 1)
+    code = (
+        "import sys; from pipelines import work; from pipelines.recipes import AnnotateRecipe;"
+        "recipe = AnnotateRecipe().model_dump(mode='json');"
+        "worker = work.Worker(recipe=recipe, annotates=False, threads=1);"
+        f"entry = dict(uri={str(video)!r}, dataset='video', caption='', licence='');"
+        f"worker._cut(entry=entry, to={str(tmp_path / 'a.cut.json')!r});"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    assert (tmp_path / "a.cut.json").exists()
