@@ -24,6 +24,9 @@ PRIOR = 0.9
 STARTS = (0.95, 1.35, 0.7)
 """Focal lengths to start from, in long sides; so that none of them is what makes it work."""
 
+GOOD_PX = 0.35
+"""Noise of the best start; if there is more, further ones are tried."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Estimate:
@@ -107,6 +110,9 @@ def coarse(views: Views, known_focal: float | None) -> Solved:
     """The start that explains the largest area, solved to the end on the coarse grid, and its focal profile."""
     candidates = [_solved(views, *found) for found in _starts(views, known_focal)]
     best = max(candidates, key=lambda solved: solved.area)
+    if known_focal is None and best.fit.sigma_px > GOOD_PX:
+        further = [_solved(views, *found) for found in _further_starts(views)]
+        best = max([best, *further], key=lambda solved: solved.area)
     problem = epipolar.weighted(views.raw, best.static)
     how = Solve(iterations=15, tolerance=1e-5, smoothing=LITTLE)
     if known_focal is None:
@@ -125,6 +131,13 @@ def _starts(views: Views, known_focal: float | None) -> Iterator[tuple[State, Fi
         yield _first_solution(views, start.before_a_plane(views.raw, turned), known_focal is None)
         if place == 0:
             yield _first_solution(views, start.by_parallax(views.raw, turned), known_focal is None)
+
+
+def _further_starts(views: Views) -> Iterator[tuple[State, Fit]]:
+    """Depth by parallax with the other focal lengths: right where a large mover keeps pace before a long lens."""
+    for ratio in STARTS[1:]:
+        turned, _ = start.turning(views.raw, len(views.keys), ratio * views.long_side)
+        yield _first_solution(views, start.by_parallax(views.raw, turned), True)
 
 
 def _first_solution(views: Views, state: State, free_focal: bool) -> tuple[State, Fit]:
