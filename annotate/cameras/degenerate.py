@@ -9,6 +9,10 @@ from torch import Tensor
 from annotate.cameras import bundle
 from annotate.cameras.bundle import Problem, State
 
+STILL_PX = 0.35
+"""Flow below is none."""
+BORDER = 2
+"""Nodes of the coarse grid."""
 UNUSABLE = frozenset({"static_camera", "rotation_only", "poor_fit", "flow_unreliable"})
 """Flags with which no depth can be had from these cameras."""
 
@@ -24,6 +28,8 @@ class Evidence:
 
     flow_px: float
     """Median flow of far edges: keyframes at least 2 apart."""
+    still_border: float
+    """Share of the picture's border that does not flow."""
     confident: float
     """Share of their nodes with confident flow."""
     rotation_px: float
@@ -53,6 +59,26 @@ def median_residual(problem: Problem, state: State) -> float:
 def median_flow(problem: Problem) -> float:
     """The same of the flow itself."""
     return _median_of_medians((problem.target - problem.nodes).norm(dim=-1), problem.weight)
+
+
+def still_border(problem: Problem) -> float:
+    """Share of the border's weight whose flow is nothing, 20th percentile over edges; that of its lower half, where that is less.
+
+    Something near can fill most of a picture, but rarely its border. The lower half alone, because a moving camera sees the sky, or
+    mountains, stand still. A thing that keeps pace with the camera is seldom at the border at all.
+    """
+    rows, columns = problem.grid
+    row, column = torch.arange(rows)[:, None], torch.arange(columns)[None]
+    ring = (row < BORDER) | (row >= rows - BORDER) | (column < BORDER) | (column >= columns - BORDER)
+    lower = (ring & (row >= rows / 2)).flatten().to(problem.nodes.device)
+    still = (problem.target - problem.nodes).norm(dim=-1) < STILL_PX
+
+    def share(where: Bool[Tensor, " N"]) -> Float[Tensor, " E"]:
+        weight = problem.weight[:, where]
+        return (weight * still[:, where]).sum(1) / weight.sum(1).clamp(min=1e-9)
+
+    both = torch.minimum(share(ring.flatten().to(lower.device)), share(lower))
+    return float(torch.quantile(both, 0.2))
 
 
 def _median_of_medians(size: Float[Tensor, "E N"], weight: Float[Tensor, "E N"]) -> float:
@@ -86,9 +112,9 @@ def agreeing_share(problem: Problem, state: State, sigma_px: float) -> float:
     return float((problem.weight * near).sum() / problem.weight.sum().clamp(min=1e-9))
 
 
-def is_static(evidence_flow_px: float) -> bool:
-    """Nothing but movers moves."""
-    return evidence_flow_px < 0.35
+def is_static(flow_px: float, border: float) -> bool:
+    """Nothing but movers moves. Measured of the border: still cameras 0.35 and more, moving ones below 0.1."""
+    return flow_px < STILL_PX or border > 0.3
 
 
 def is_plane(share: float) -> bool:
@@ -101,7 +127,7 @@ def motion_flag(e: Evidence) -> str | None:
 
     `rotation_only` is wide on purpose: a pixel of parallax is useless for depth.
     """
-    if is_static(e.flow_px):
+    if is_static(e.flow_px, e.still_border):
         return "static_camera"
     if e.rotation_px < max(0.45, 2 * e.full_px) and e.rotation_px < 0.8:
         return "rotation_only"

@@ -80,9 +80,10 @@ def estimate(pairs: PairFlows, known_focal: float | None = None, device: str = "
     if len(pairs.rgb) == 1:
         return _still(1, prior, known_focal, {})
     views = look(pairs, device)
-    flow_px = degenerate.median_flow(views.raw.only(degenerate.far(views.raw)))
-    if degenerate.is_static(flow_px):
-        return _still(len(pairs.rgb), prior, known_focal, {"flow_px": flow_px})
+    far = views.raw.only(degenerate.far(views.raw))
+    flow_px, still_border = degenerate.median_flow(far), degenerate.still_border(far)
+    if degenerate.is_static(flow_px, still_border):
+        return _still(len(pairs.rgb), prior, known_focal, {"flow_px": flow_px, "still_border": still_border})
     turned, turned_fit = _turning_camera(views, known_focal)
     best = coarse(views, known_focal)
     evidence = weigh(views, turned, best.state, best.fit)
@@ -179,6 +180,7 @@ def weigh(views: Views, turning: State, state: State, fit: Fit) -> Evidence:
     _, confidence, error = views.pairs.at_nodes(frames, far.nodes)
     return Evidence(
         flow_px=degenerate.median_flow(far),
+        still_border=degenerate.still_border(far),
         confident=float((confidence > 0.5).double().mean()),
         rotation_px=degenerate.median_residual(far, turning),
         full_px=degenerate.median_residual(far, coarse_state),

