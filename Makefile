@@ -25,7 +25,7 @@ bench: $(VENV)/dev.stamp  ## every benchmark, one after the other; none fails by
 	for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 bench-labels: $(VENV)/dev.stamp  ## the embedded annotators against exact truth
-	$(BIN)/python tests/benchmarks/bench_labels.py
+	$(BIN)/python tests/benchmarks/bench_labels.py --focals
 
 chaos: $(VENV)/dev.stamp  ## kill everything, many times; nothing may be lost
 	$(BIN)/python tests/benchmarks/chaos.py

@@ -32,6 +32,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["orbit", "handheld", "pure_rotation"])
     parser.add_argument("--device", default="cuda")
     asked = parser.parse_args()
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        print("no GPU here: nothing to compare")
+        return
     for name, clip, _ in bench_labels.clips(False, asked.only):
         flow = PairFlows.of(clip.rgb, Dis().load())
         clip = flow_slots.fill_flow(clip, flow)
