@@ -3,14 +3,13 @@
 Nodes are those of the half grid; evidence is the logarithm of odds, so that what is known of one frame adds up with its neighbors'.
 """
 
+from collections.abc import Mapping, Sequence
+
 import cv2
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Float32, UInt8
-from torch import Tensor
+from jaxtyping import Bool, Float32, UInt8
 
 from annotate.depth import photometric
-from annotate.flow.pairs import PairFlows
 
 STILL, SURE = -6.0, 5.0
 """Evidence of what is plainly still, and the most that one frame may say."""
@@ -24,6 +23,8 @@ VOTERS = 4
 """Frames before and after that vote."""
 EDGE_WINDOW, EDGE_NOISE = 9, 5e-4
 """Of the guided filter: side in nodes, and variance of colors in 0..1 below which there is no edge."""
+FIRST, SECOND = [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]
+"""The products of two colors."""
 
 
 def evidence(
@@ -47,42 +48,29 @@ def evidence(
 
 
 def voted(
-    found: Float32[np.ndarray, "T h w"], pairs: PairFlows, nodes: Float[Tensor, "N 2"]
+    found: Float32[np.ndarray, "T h w"], steps: Sequence[Mapping[int, Float32[np.ndarray, "h w 3"]]]
 ) -> Float32[np.ndarray, "T h w"]:
-    """Each frame's mean with what its neighbors say of the same points, which the flow leads to while it can be believed."""
-    count, (height, width) = len(found), found.shape[1:]
-    steps = {sign: _steps(pairs, nodes, sign, (height, width)) for sign in (-1, 1)}
+    """Each frame's mean with what its neighbors say of the same points, which the flow leads to while it can be believed.
+
+    `steps`: of each frame, the flow to the one before (-1) and the next (1) in nodes, and its confidence 0..1.
+    """
+    height, width = found.shape[1:]
     v, u = np.mgrid[:height, :width].astype(np.float32)
     out = np.empty_like(found)
-    for t in range(count):
+    for t in range(len(found)):
         total, weight = found[t].copy(), np.ones((height, width), np.float32)
         for sign in (-1, 1):
             x, y, trust = u, v, np.ones((height, width), np.float32)
             for s in range(t, t + sign * VOTERS, sign):
-                if not 0 <= s + sign < count:
+                if not 0 <= s + sign < len(found):
                     break
-                step = _read(steps[sign][s], x, y)
+                step = _read(steps[s][sign], x, y)
                 x, y = x + step[..., 0], y + step[..., 1]
                 trust = trust * step[..., 2] * ((x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1))
                 total += trust * _read(found[s + sign], x, y)
                 weight += trust
         out[t] = total / weight
     return out
-
-
-def _steps(
-    pairs: PairFlows, nodes: Float[Tensor, "N 2"], sign: int, grid: tuple[int, int]
-) -> dict[int, Float32[np.ndarray, "h w 3"]]:
-    """Flow to the next frame (or the one before) in nodes, and its confidence."""
-    count = len(pairs.rgb)
-    cell = nodes.new_tensor((pairs.size[1] / grid[1], pairs.size[0] / grid[0]))
-    steps = {}
-    for t in range(count):
-        if 0 <= t + sign < count:
-            flow, confidence, _ = pairs.at_nodes(np.array([(t, t + sign)], np.int64), nodes)
-            step = torch.cat((flow[0] / cell, confidence[0][:, None]), 1)
-            steps[t] = step.float().view(*grid, 3).numpy()
-    return steps
 
 
 def _read(image: np.ndarray, x: Float32[np.ndarray, "h w"], y: Float32[np.ndarray, "h w"]) -> np.ndarray:
@@ -104,11 +92,19 @@ def guided(values: Float32[np.ndarray, "h w"], picture: Float32[np.ndarray, "h w
 
     colors, middle = mean(picture), mean(values)
     mixed = mean(picture * values[..., None]) - colors * middle[..., None]
-    products = mean(np.einsum("hwi,hwj->hwij", picture, picture).reshape(*values.shape, 9)).reshape(*values.shape, 3, 3)
-    spread = products - colors[..., :, None] * colors[..., None, :] + EDGE_NOISE * np.eye(3, dtype=np.float32)
-    slope = np.linalg.solve(spread, mixed[..., None])[..., 0]
+    spread = mean(picture[..., FIRST] * picture[..., SECOND]) - colors[..., FIRST] * colors[..., SECOND]
+    slope = _solved(spread + EDGE_NOISE * np.equal(FIRST, SECOND).astype(np.float32), mixed)
     offset = middle - (slope * colors).sum(-1)
     return ((mean(slope) * picture).sum(-1) + mean(offset)).astype(np.float32)
+
+
+def _solved(matrix: Float32[np.ndarray, "h w 6"], right: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
+    """Symmetric 3x3 systems by their cofactors: ten times as fast as LAPACK on so many."""
+    a, b, c, d, e, f = np.moveaxis(matrix, -1, 0)
+    rows = ((d * f - e * e, c * e - b * f, b * e - c * d), (c * e - b * f, a * f - c * c, b * c - a * e))
+    rows += ((b * e - c * d, b * c - a * e, a * d - b * b),)
+    determinant = a * rows[0][0] + b * rows[0][1] + c * rows[0][2]
+    return np.stack([sum(k * r for k, r in zip(row, np.moveaxis(right, -1, 0))) / determinant for row in rows], -1)
 
 
 def cleaned(moving: Bool[np.ndarray, "h w"], holes: int = 9) -> Bool[np.ndarray, "h w"]:

@@ -94,9 +94,13 @@ def dense(pairs: PairFlows, cameras: Cameras, shape: tuple[int, int, int], max_r
     rig = rig_of(pairs, cameras, shape)
     grid, nodes = half_grid(pairs.size)
     pictures = photometric.halved(pairs.rgb, grid)
-    found = [triangulate(views_of(rig, t, nodes)) for t in range(shape[0])]
+    found, steps = [], []
+    for t in range(shape[0]):
+        views = views_of(rig, t, nodes)
+        found.append(triangulate(views))
+        steps.append(_steps(rig, t, nodes, views, grid))
     evidence = [_evidence(rig, t, nodes, one, grid, pictures) for t, one in enumerate(found)]
-    votes = moving.voted(np.stack(evidence), pairs, nodes)
+    votes = moving.voted(np.stack(evidence), steps)
     z, valid, dynamic = np.zeros(shape, np.float32), np.zeros(shape, bool), np.zeros(shape, bool)
     for t, one in enumerate(found):
         moves = (
@@ -133,14 +137,16 @@ def _against_turning(
     gap = min(gap or max(1, shape[0] // len(rig.keys)), shape[0] - 1)
     grid, nodes = half_grid(pairs.size)
     pictures = photometric.halved(pairs.rgb, grid)
-    evidence, residuals = [], []
+    evidence, steps, residuals = [], [], []
     for t in range(shape[0]):
         others = [j for j in dict.fromkeys((t - 1, t + 1, t - gap, t + gap)) if 0 <= j < shape[0]]
-        found = evaluate(views_of(rig, t, nodes, others), torch.zeros(len(nodes)), enough=1)
+        views = views_of(rig, t, nodes, others)
+        found = evaluate(views, torch.zeros(len(nodes)), enough=1)
+        steps.append(_steps(rig, t, nodes, views, grid))
         evidence.append(_evidence(rig, t, nodes, found, grid, pictures))
         residuals.append(found.sigma_px / 1.2)
     dynamic = np.zeros(shape, bool)
-    for t, votes in enumerate(moving.voted(np.stack(evidence), pairs, nodes)):
+    for t, votes in enumerate(moving.voted(np.stack(evidence), steps)):
         dynamic[t] = _enlarged(moving.decided(votes, _halved(pairs.rgb[t], grid)), grid, shape[1:]) > 0.5
     return dynamic, float(np.median(residuals))
 
@@ -263,6 +269,19 @@ def _sigma(square: Float[Tensor, "J N"], weight: Float[Tensor, "J N"]) -> float:
     """1.2 times the median residual of confident nodes, pixels; every fifth node tells it as well as all."""
     confident = square[:, ::5][weight[:, ::5] > 0.3]
     return min(max(1.2 * float(confident.median().sqrt()), 0.25), 4.0) if confident.numel() else 4.0
+
+
+def _steps(
+    rig: Rig, t: int, nodes: Float[Tensor, "N 2"], views: Views, grid: tuple[int, int]
+) -> dict[int, Float32[np.ndarray, "h w 3"]]:
+    """Flow to the frames beside, which are the first views, in nodes, and its confidence."""
+    cell = nodes.new_tensor((rig.pairs.size[1] / grid[1], rig.pairs.size[0] / grid[0]))
+    signs = [sign for sign in (-1, 1) if 0 <= t + sign < len(rig.pairs.rgb)]
+    steps = {}
+    for place, sign in enumerate(signs):
+        flow = views.target[place].mT + rig.intrinsics[t + sign, 2:] - nodes
+        steps[sign] = torch.cat((flow / cell, views.weight[place][:, None]), 1).view(*grid, 3).numpy()
+    return steps
 
 
 def odd_nodes(found: Nodes, grid: tuple[int, int]) -> Bool[Tensor, " N"]:

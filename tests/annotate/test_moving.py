@@ -2,10 +2,7 @@
 
 import numpy as np
 
-from annotate.annotator import PairFlow
 from annotate.depth import moving
-from annotate.depth.triangulate import half_grid
-from annotate.flow.pairs import PairFlows
 
 GRID = (60, 80)
 INSIDE = np.s_[20:40, 30:50]
@@ -50,17 +47,28 @@ def test_masks_end_where_colors_do() -> None:
 
 
 def test_neighbors_outvote_a_frame_that_saw_nothing() -> None:
-    rgb = np.zeros((5, *(2 * n for n in GRID), 3), np.uint8)
+    """The thing moves by two nodes a frame; where the flow cannot be believed, nobody votes."""
+    found, step = np.full((5, *GRID), -3, np.float32), np.zeros((*GRID, 3), np.float32)
+    for t in range(5):
+        found[t, 20:40, 30 + 2 * t : 50 + 2 * t] = 4
+    found[2] = -3
+    step[..., 0], step[:, :, 2] = 2, 1
+    steps = [{1: step, -1: step * np.float32([-1, 1, 1])} for _ in range(5)]
+    votes = moving.voted(found, steps)[2]
+    assert np.allclose(votes[20:40, 34:54], (4 * 4 - 3) / 5)
+    assert np.allclose(votes[:20, 10:-10], -3)
+    step[..., 2] = 0
+    assert np.allclose(moving.voted(found, [{1: step, -1: step}] * 5), found)
 
-    class Still:
-        source = "still"
 
-        def __call__(self, rgb: np.ndarray, pairs: np.ndarray) -> PairFlow:
-            return PairFlow(flow=np.zeros((len(pairs), *rgb.shape[1:3], 2), np.float32))
-
-    grid, nodes = half_grid(rgb.shape[1:3])
-    found = np.full((5, *grid), 4, np.float32)
-    found[2] = -1
-    votes = moving.voted(found, PairFlows(rgb, Still()), nodes)
-    assert np.allclose(votes[2, 10:-10, 10:-10], 3.0, atol=1e-4)
-    assert np.allclose(found[2], -1)
+def test_the_guided_filter_is_the_exact_local_fit() -> None:
+    """A linear function of color comes out as it went in; against the definition, with LAPACK, at one node."""
+    rng = np.random.default_rng(0)
+    picture = rng.random((*GRID, 3), np.float32)
+    linear = (picture @ np.float32([1, -2, 0.5]) + 3).astype(np.float32)
+    assert np.abs(moving.guided(linear, picture) - linear)[10:-10, 10:-10].max() < 0.05
+    matrix = rng.random((4, 5, 6), np.float32) + np.float32([3, 0, 0, 3, 0, 3])
+    right = rng.random((4, 5, 3), np.float32)
+    whole = np.empty((4, 5, 3, 3), np.float32)
+    whole[..., moving.FIRST, moving.SECOND] = whole[..., moving.SECOND, moving.FIRST] = matrix
+    assert np.allclose(moving._solved(matrix, right), np.linalg.solve(whole, right[..., None])[..., 0], atol=1e-5)
