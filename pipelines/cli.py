@@ -1,7 +1,7 @@
 """The command line. Nothing heavy is imported here: `worldreel --help` answers at once."""
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -133,6 +133,7 @@ def generate(
     prompt: Annotated[str, typer.Option(help="What happens.")] = "",
     seed: Annotated[int, typer.Option(help="The same seed gives the same world.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
+    sampler: Annotated[Literal["ddim", "dpm"], typer.Option(help="dpm draws noise at every step.")] = "ddim",
     guidance: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance; 1 is off.")] = 6.0,
     frames: Annotated[
         int | None, typer.Option(help="More than the model's window: experimental, prints the drift.")
@@ -150,6 +151,7 @@ def generate(
         prompt,
         seed=seed,
         steps=steps,
+        method=sampler,
         guidance=guidance,
         frames=frames,
         overlap=overlap,
@@ -177,7 +179,8 @@ def evaluate_model(
     set_: Set = [],  # noqa: B006
     json_: Annotated[str | None, typer.Option("--json", help="Also write the numbers here.")] = None,
     subject: Annotated[str | None, typer.Option(help="DINO: a folder of transformers, or TorchScript.")] = None,
-    background: Annotated[str | None, typer.Option(help="CLIP or DreamSim: the same.")] = None,
+    background: Annotated[str | None, typer.Option(help="CLIP, for background consistency: the same.")] = None,
+    image_background: Annotated[str | None, typer.Option(help="DreamSim, for i2v background: the same.")] = None,
     interpolator: Annotated[str | None, typer.Option(help="AMT: TorchScript.")] = None,
     fid: Annotated[str | None, typer.Option(help="Inception: TorchScript.")] = None,
     fvd: Annotated[str | None, typer.Option(help="I3D: TorchScript.")] = None,
@@ -190,6 +193,7 @@ def evaluate_model(
     given = model_evaluation.Networks(
         subject=subject,
         background=background,
+        image_background=image_background,
         interpolator=interpolator,
         fid=fid,
         fvd=fvd,

@@ -34,7 +34,9 @@ class Networks:
     subject: str | None = None
     """DINO ViT-B/16: i2v subject, subject consistency."""
     background: str | None = None
-    """CLIP ViT-B/32 or DreamSim: i2v background, background consistency."""
+    """CLIP ViT-B/32: background consistency."""
+    image_background: str | None = None
+    """DreamSim: i2v background."""
     interpolator: str | None = None
     """AMT-S: motion smoothness."""
     fid: str | None = None
@@ -62,6 +64,7 @@ def evaluate_model(
     seeing: dict[str, Any] = {
         "subject": networks.backbone(given.subject) if given.subject else None,
         "background": networks.backbone(given.background) if given.background else None,
+        "image_background": networks.backbone(given.image_background) if given.image_background else None,
         "interpolate": networks.interpolator(given.interpolator) if given.interpolator else None,
     }
     clips, videos = {}, []
@@ -76,6 +79,8 @@ def evaluate_model(
     rows = {name: clip["measures"] for name, clip in clips.items()} | {"mean": result["total"]}
     for columns in (QUALITY, GEOMETRY, SIGNATURES):
         print(evaluate.table(rows, columns), end="\n\n")
+    seen = sum("log_rmse" in clip["measures"] for clip in clips.values())
+    print(f"geometry: of {seen} of {len(clips)} clips, those whose pixels tell depth to the annotators")
     for note in (*notes, *_stated(given, recipe)):
         print(note)
     for name, clip in clips.items():
@@ -152,6 +157,6 @@ def _frechet(given: Networks, made: list[UInt8[np.ndarray, "T H W 3"]]) -> tuple
 
 def _stated(given: Networks, recipe: AnnotateRecipe) -> list[str]:
     """Who judged."""
-    used = {"subject": given.subject, "background": given.background, "interpolator": given.interpolator}
+    used = {name: getattr(given, name) for name in ("subject", "background", "image_background", "interpolator")}
     lines = [f"{name}: {Path(path).name}, weights {networks.weight_hash(path)}" for name, path in used.items() if path]
     return [*lines, f"reference: {recipe.cameras.kind} cameras, {recipe.depth.kind} depth, {recipe.flow.kind} flow"]

@@ -7,7 +7,7 @@ import numpy as np
 
 from shared import files
 
-BETTER_HIGH = ("mask iou",)
+BETTER_HIGH = ("mask IoU", "d1.25 scaled")
 
 
 def write(root: Path, results: list[dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """`worldreel train` and `worldreel generate`: the trainer and the sampler called with what a person typed."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -43,6 +44,7 @@ def generate(
     seed: int,
     steps: int,
     guidance: float,
+    method: Literal["ddim", "dpm"] = "ddim",
     frames: int | None = None,
     overlap: int = 9,
     gate_scene_flow: bool = True,
@@ -67,7 +69,7 @@ def generate(
         frames=size.frames,
         height=size.height,
         width=size.width,
-        sampler=Sampler(steps=steps, guidance=guidance, seed=seed, gate_scene_flow=gate_scene_flow),
+        sampler=Sampler(method=method, steps=steps, guidance=guidance, seed=seed, gate_scene_flow=gate_scene_flow),
     )
     for number, drift in enumerate(drifts, 1):
         measures = ", ".join(f"{name} {value:.3g}" for name, value in vars(drift).items())
@@ -91,9 +93,8 @@ def cache_text(out: str, folder: str, recipe: TrainRecipe) -> None:
     table = read_selection(out)
     captions = sorted({row["caption"] or "" for row in table.select(["caption", "keep"]).to_pylist() if row["keep"]})
     write(parts.text_encoder(recipe.model), captions, Path(folder))
-    print(
-        f"{len(captions)} captions in {folder}; train with --set model.text.kind=cached --set model.text.folder={folder}"
-    )
+    count = f"{len(captions)} caption{'' if len(captions) == 1 else 's'}"
+    print(f"{count} in {folder}; train with --set model.text.kind=cached --set model.text.folder={folder}")
 
 
 def read_image(path: str) -> UInt8[np.ndarray, "H W 3"]:

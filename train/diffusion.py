@@ -73,11 +73,52 @@ def ddim(
     return noised(x0_of(xt, v, a), eps_of(xt, v, a), a_next)
 
 
+def dpm(
+    xt: Float[Tensor, "B ..."],
+    x0: Float[Tensor, "B ..."],
+    a: Float[Tensor, " B"],
+    a_next: Float[Tensor, " B"],
+    fresh: Float[Tensor, "B ..."],
+    before: tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]] | None = None,
+) -> Float[Tensor, "B ..."]:
+    """x at the next, less noisy time by SDE-DPM-Solver++ (2M), arXiv 2211.01095: it draws `fresh` noise at every step.
+
+    With l = ln sqrt(a / (1 - a)), h the step of l to the next time and r h the one `before`, from there with its x_0':
+
+        x' = (s' / s) exp(-h) x + sqrt(a') (1 - exp(-2h)) D + s' sqrt(1 - exp(-2h)) eps      D = x_0 + (x_0 - x_0') / (2 r)
+
+    with s = sqrt(1 - a). The first step, from pure noise, and the last, to `a_next` = 1, are of first order: D = x_0.
+    """
+    if bool((a_next == 1).all()):
+        return x0
+    (signal, _), (signal_next, noise_next) = _roots(a, xt), _roots(a_next, xt)
+    step = _log_ratio(a_next, xt) - _log_ratio(a, xt)  # infinite from pure noise
+    straight = x0
+    if before is not None:
+        x0_before, a_before = before
+        step_before = _log_ratio(a, xt) - _log_ratio(a_before, xt)
+        straight = x0 + (x0 - x0_before) * (step / (2 * step_before)).to(x0.dtype)
+    left = torch.exp(-2 * step)
+    # (s' / s) exp(-h) = sqrt(a) s'^2 / (sqrt(a') s^2), which is 0 and not 0/0 from pure noise
+    kept = signal * noise_next.square() / (signal_next * (1 - signal.square()))
+    return (
+        kept * xt
+        + signal_next * (1 - left).to(x0.dtype) * straight
+        + noise_next * (1 - left).sqrt().to(x0.dtype) * fresh
+    )
+
+
 def guided(
     conditional: Float[Tensor, "B ..."], unconditional: Float[Tensor, "B ..."], guidance: float
 ) -> Float[Tensor, "B ..."]:
     """Away from what the model says without the prompt; guidance 1 is the plain prediction."""
     return unconditional + guidance * (conditional - unconditional)
+
+
+def _log_ratio(a: Float[Tensor, " B"], like: Tensor) -> Tensor:
+    """Half of the logarithm of signal to noise, in float64; -inf for pure noise."""
+    a = a.double().reshape(-1, *[1] * (like.ndim - 1))
+    return (a.log() - (1 - a).log()) / 2
 
 
 def _roots(a: Float[Tensor, " B"], like: Tensor) -> tuple[Tensor, Tensor]:

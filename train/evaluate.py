@@ -21,13 +21,16 @@ from train import latents, outputs, pose
 from train.models import LatentKnobs
 from train.sample import Batch, Predicted
 
+MIN_KNOWN = 0.5
+"""Share of pixels with depth, below which object motion is not known."""
+
 Frames = UInt8[np.ndarray, "T H W 3"]
 Features = Float[Tensor, "T D"]
 
 
 @runtime_checkable
 class Backbone(Protocol):
-    """Features of every frame: DINO ViT-B/16 for subjects, CLIP ViT-B/32 or DreamSim for backgrounds."""
+    """Features of every frame: DINO ViT-B/16 for subjects, CLIP ViT-B/32 and DreamSim for backgrounds."""
 
     def __call__(self, rgb: Frames) -> Features: ...
 
@@ -78,8 +81,11 @@ def is_dynamic(flow: Float[np.ndarray, "P H W 2"]) -> bool:
     return pairs > 0 and moving >= round(4 * (pairs + 1) / 16)
 
 
-def object_flow(clip: AnnotatedClip) -> Float[np.ndarray, "P H W 2"]:
-    """Flow minus what the camera alone would cause; 0 where depth is unknown. Raises ValueError without depth, cameras and flow."""
+def object_flow(clip: AnnotatedClip) -> tuple[Float[np.ndarray, "P H W 2"], Bool[np.ndarray, "P H W"]]:
+    """Flow minus what the camera alone would cause, and where depth is known; 0 elsewhere.
+
+    Raises ValueError without depth, cameras and flow.
+    """
     if clip.depth is None or clip.cameras is None or clip.flow is None:
         raise ValueError(f"{clip.id}: object motion asks for depth, cameras and flow")
     world_from_cam = torch.tensor(clip.cameras.world_from_cam)
@@ -88,7 +94,18 @@ def object_flow(clip: AnnotatedClip) -> Float[np.ndarray, "P H W 2"]:
     z = torch.tensor(clip.depth.z[:-1]).double()
     rigid, z_next = camera.rigid_flow(z.clamp_min(1e-6), next_from_this, intrinsics[:-1], intrinsics[1:])
     known = torch.tensor(clip.depth.valid[:-1]) & (z_next > 1e-6)
-    return torch.where(known[..., None], torch.tensor(clip.flow.forward).double() - rigid, 0).float().numpy()
+    moved = torch.where(known[..., None], torch.tensor(clip.flow.forward).double() - rigid, 0)
+    return moved.float().numpy(), known.numpy()
+
+
+def is_object_dynamic(clip: AnnotatedClip) -> bool | None:
+    """VBench's rule on `object_flow`. None, which is no 0: depth, cameras or flow are missing, or most pixels have no depth."""
+    if clip.depth is None or clip.cameras is None or clip.flow is None:
+        return None
+    moved, known = object_flow(clip)
+    if known.size == 0 or known.mean() < MIN_KNOWN:
+        return None
+    return is_dynamic(between_sampled(moved, clip.flow.forward, clip.fps))
 
 
 def consistency(features: Features) -> float:
@@ -149,10 +166,15 @@ def geometry(clip: AnnotatedClip, reference: AnnotatedClip) -> dict[str, float]:
 
     Depth by the clip's median scale, and by scale and shift; ATE, RTE and RRE after a similarity, over one frame. `length` (in
     median depths) and `rotation_deg` say how much the reference's camera moves: a camera that stands still is easy to follow.
+    Raises ValueError where either has no depth that could be compared, saying what its cameras are flagged as.
     """
     if clip.depth is None or clip.cameras is None or reference.depth is None or reference.cameras is None:
         raise ValueError(f"{clip.id}: geometry asks for depth and cameras of the clip and of its reference")
     both = torch.from_numpy(clip.depth.valid & reference.depth.valid)
+    if not reference.depth.valid.any() and reference.cameras.degenerate:
+        raise ValueError(
+            f"{clip.id}: its pixels tell no depth, their cameras are flagged {reference.cameras.degenerate}"
+        )
     if not both.any():
         raise ValueError(f"{clip.id}: clip and reference share no pixel with valid depth")
     ours, theirs = torch.tensor(clip.depth.z)[both].double(), torch.tensor(reference.depth.z)[both].double()
@@ -203,24 +225,26 @@ def gated(predicted: Predicted) -> Predicted:
 def prediction(predicted: Predicted, batch: Batch) -> dict[str, float]:
     """Errors of what was decoded of one clip (a batch of one) with known truth, in units of the scene.
 
-    Depth as is, and after the usual median scale of each clip; cameras against the first; scene flow apart where things move and
-    where they do not, and over all pixels with a label.
+    Depth as is, and after the usual median scale of each clip; cameras against the first, angles in degrees; scene flow apart where
+    things move and where they do not, and over all pixels with a label. What the clip has no label of is left out.
     """
-    valid, known = batch.key_valid, batch.scene_flow_valid
-    ours, true = predicted.depth[valid], batch.key_depth[valid]
-    scaled = metrics.depth(ours * (true / ours).median(), true)
-    world_from_cam, _ = pose.decode(predicted.camera, *batch.key_depth.shape[-2:])
-    apart = (camera.invert(world_from_cam) @ batch.world_from_cam)[0, 1:].double()
-    off = (predicted.scene_flow - batch.scene_flow).norm(dim=-1)
-    found = {
-        "depth log-RMSE": metrics.depth(ours, true)["log_rmse"],
-        "depth log-RMSE scaled": scaled["log_rmse"],
-        "d1.25 scaled": scaled["delta_1"],
-        "points": float((predicted.points - batch.points).norm(dim=-1)[valid].mean()),
-        "camera position": float(apart[:, :3, 3].norm(dim=-1).mean()),
-        "camera angle": float(metrics.angle_deg(apart[:, :3, :3]).mean()),
-        "mask IoU": metrics.mask(predicted.dynamic_logit > 0, batch.dynamic)["iou"],
-    }
+    found: dict[str, float] = {}
+    valid = batch.key_valid
+    if valid.any():
+        ours, true = predicted.depth[valid], batch.key_depth[valid]
+        scaled = metrics.depth(ours * (true / ours).median(), true)
+        found["depth log-RMSE"] = metrics.depth(ours, true)["log_rmse"]
+        found |= {"depth log-RMSE scaled": scaled["log_rmse"], "d1.25 scaled": scaled["delta_1"]}
+    if bool(batch.has_cameras):
+        world_from_cam, _ = pose.decode(predicted.camera, *batch.key_depth.shape[-2:])
+        apart = (camera.invert(world_from_cam) @ batch.world_from_cam)[0, 1:].double()
+        if valid.any():
+            found["points"] = float((predicted.points - batch.points).norm(dim=-1)[valid].mean())
+        found["camera position"] = float(apart[:, :3, 3].norm(dim=-1).mean())
+        found["camera angle"] = float(metrics.angle_deg(apart[:, :3, :3]).mean())
+    if bool(batch.has_motion):
+        found["mask IoU"] = metrics.mask(predicted.dynamic_logit > 0, batch.dynamic)["iou"]
+    off, known = (predicted.scene_flow - batch.scene_flow).norm(dim=-1), batch.scene_flow_valid
     parts = {"moving": known & batch.dynamic, "static": known & ~batch.dynamic, "all": known}
     return found | {f"scene flow {name}": float(off[part].mean()) for name, part in parts.items() if part.any()}
 
@@ -259,12 +283,13 @@ def signatures(
     unit = float(np.median(clip.depth.z[clip.depth.valid]))
     found = {
         "dynamic": float(is_dynamic(between_sampled(clip.flow.forward, clip.flow.forward, clip.fps))),
-        "object_dynamic": float(is_dynamic(between_sampled(object_flow(clip), clip.flow.forward, clip.fps))),
         "length": metrics.path_length(torch.tensor(clip.cameras.world_from_cam)) / unit,
         "flow_gap": flow_gap,
         "depth_gap": depth_gap,
         "leak": clip.scores.get("scene_flow_leak", _leak_of(clip)),
     }
+    if (moves := is_object_dynamic(clip)) is not None:
+        found["object_dynamic"] = float(moves)
     return Signatures(
         measures=found,
         static_collapse=not found["dynamic"] and found["length"] < min_length,
@@ -293,24 +318,29 @@ def video_quality(
     *,
     subject: Backbone | None = None,
     background: Backbone | None = None,
+    image_background: Backbone | None = None,
     interpolate: Interpolator | None = None,
 ) -> dict[str, float]:
-    """Table 1's columns for one clip: what the given networks and the clip's own flow allow. Its first frame is the image."""
+    """Table 1's columns for one clip: what the given networks and the clip's own flow allow. Its first frame is the image.
+
+    VBench takes CLIP for background consistency (`background`) and DreamSim for i2v background (`image_background`).
+    """
     found: dict[str, float] = {}
     if clip.flow is not None:
         found["d.d."] = float(is_dynamic(between_sampled(clip.flow.forward, clip.flow.forward, clip.fps)))
-        if clip.depth is not None and clip.cameras is not None:
-            found["object d.d."] = float(is_dynamic(between_sampled(object_flow(clip), clip.flow.forward, clip.fps)))
+    if (moves := is_object_dynamic(clip)) is not None:
+        found["object d.d."] = float(moves)
     if interpolate is not None:
         found["m.s."] = smoothness(clip.rgb, interpolate)
     if subject is not None:
         features = subject(clip.rgb)
         found["i2v-s"] = faithfulness(features[:1], features[1:])
         found["s.c."] = consistency(features)
-    if background is not None:
-        features = background(clip.rgb)
+    if image_background is not None:
+        features = image_background(clip.rgb)
         found["i2v-b"] = faithfulness(features[:1], features[1:])
-        found["b.c."] = consistency(features)
+    if background is not None:
+        found["b.c."] = consistency(background(clip.rgb))
     return found
 
 

@@ -14,7 +14,6 @@ from curate.strictness import tightened
 from pipelines import sweep, training
 from shared import shards
 from shared.knobs import load
-from train import held_out
 from train.stream import read_selection
 
 FAST = [
@@ -64,7 +63,7 @@ def test_points_are_done_once_and_measured_alike(
     assert len(trained) == 2
     assert (first["clips"], second["clips"]) == (2, 1)  # the drifting clip; what is measured on is trained on nowhere
     assert first["measures"] != second["measures"]
-    assert first["measures"].keys() == second["measures"].keys() > {"depth abs_rel", "camera angle", "mask iou"}
+    assert first["measures"].keys() == second["measures"].keys() > {"depth log-RMSE scaled", "camera angle", "mask IoU"}
     chosen = read_selection(str(tmp_path / "points" / "000"))
     of = {split: {r["source"] for r in chosen.to_pylist() if r["split"] == split} for split in ("train", "validation")}
     assert of == {"train": {"v0", "v1"}, "validation": {"v2", "v3"}}
@@ -105,21 +104,3 @@ def test_strictness_divides_what_is_borne() -> None:
     assert twice.focal == Checks().focal
     assert tightened(Checks(), 1.0) == Checks()
     assert tightened(Checks(), 0.0).rigid_flow is None
-
-
-def test_errors_of_the_truth_are_none() -> None:
-    from train import pose, sample
-
-    clip = scene.clip("orbit", frames=9, height=48, width=64, focal=60.0)
-    batch = sample.collate([sample.from_clip(clip, 9, 48, 64)])
-    perfect = sample.Predicted(
-        depth=3 * batch.key_depth,
-        points=batch.points,
-        camera=pose.encode(batch.world_from_cam, batch.intrinsics, 48, 64),
-        dynamic_logit=batch.dynamic.float() - 0.5,
-        scene_flow=batch.scene_flow,
-    )
-    found = held_out.errors(perfect, batch)
-    assert found.pop("mask iou") == 1
-    assert list(found.values()) == pytest.approx([0] * len(found), abs=2e-3)
-    assert {"depth abs_rel", "camera position", "scene flow moving"} <= found.keys()

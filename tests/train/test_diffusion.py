@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
+from diffusers.schedulers.scheduling_dpm_cogvideox import CogVideoXDPMScheduler
 
 from train import diffusion
 from train.losses import diffusion as loss
@@ -43,6 +44,26 @@ def test_sampling_is_diffusers():
         a = diffusion.ddim(a, v, ours[t].expand(2), a_next.expand(2))
         b = theirs.step(v, t, b).prev_sample
         assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_the_stochastic_sampler_is_diffusers():
+    theirs, ours = CogVideoXDPMScheduler.from_config(_scheduler().config), diffusion.alpha_bar()
+    theirs.set_timesteps(10)
+    times = diffusion.trailing(10).tolist()
+    a = b = _draw(2, 3, 4)
+    before = old = None
+    for step, t in enumerate(times):
+        v = _draw(2, 3, 4, step + 1)[..., 0]
+        a_next = ours[times[step + 1]] if step < 9 else torch.ones((), dtype=torch.float64)
+        draws = torch.Generator().manual_seed(step)
+        both = [torch.randn(a.shape, dtype=a.dtype, generator=draws) for _ in range(2)]
+        fresh = both[0 if step in (0, 9) else 1]  # theirs draws once more where it is of second order
+        x0 = diffusion.x0_of(a, v, ours[t].expand(2))
+        a = diffusion.dpm(a, x0, ours[t].expand(2), a_next.expand(2), fresh, before)
+        before = x0, ours[t].expand(2)
+        back = times[step - 1] if step else None
+        b, old = theirs.step(v, old, t, back, b, generator=torch.Generator().manual_seed(step), return_dict=False)
+        assert torch.allclose(a, b.double(), atol=1e-4), step
 
 
 def test_fifty_steps_are_the_published_ones():

@@ -9,7 +9,8 @@ import scene
 import torch
 
 from shared.clip import AnnotatedClip
-from train import evaluate
+from train import evaluate, pose, sample
+from train.sample import Predicted
 
 
 def _uniform_flow(pairs: int, speed: float, height: int = 256, width: int = 256) -> np.ndarray:
@@ -61,11 +62,11 @@ def test_five_percent_of_the_pixels_are_enough():
 
 def test_a_gliding_camera_is_dynamic_but_moves_no_object():
     clip = scene.clip("dolly", frames=9, height=48, width=64, focal=60.0)
-    left = evaluate.object_flow(clip)
+    left, _ = evaluate.object_flow(clip)
     known = ~clip.motion.dynamic[:-1]
     assert np.abs(left[known]).max() < 0.01
     moving = scene.tiny("many_moving")
-    left = evaluate.object_flow(moving)
+    left, _ = evaluate.object_flow(moving)
     assert np.linalg.norm(left[moving.motion.dynamic[:-1]], axis=-1).mean() > 0.05
 
 
@@ -217,7 +218,40 @@ def test_video_quality_uses_what_it_is_given():
     def _colors(rgb: np.ndarray) -> torch.Tensor:
         return torch.tensor(rgb).float().flatten(1)
 
-    found = evaluate.video_quality(clip, subject=_colors, background=_colors, interpolate=lambda rgb: rgb[:-1])
+    seeing = dict.fromkeys(("subject", "background", "image_background"), _colors)
+    found = evaluate.video_quality(clip, **seeing, interpolate=lambda rgb: rgb[:-1])
     assert set(found) == {"d.d.", "object d.d.", "m.s.", "i2v-s", "s.c.", "i2v-b", "b.c."}
     assert 0.5 < found["s.c."] <= 1
     assert set(evaluate.video_quality(clip)) == {"d.d.", "object d.d."}
+    assert set(evaluate.video_quality(clip, background=_colors)) == {"d.d.", "object d.d.", "b.c."}
+
+
+def test_without_depth_object_motion_is_unknown_not_zero():
+    clip = scene.tiny("many_moving")
+    assert evaluate.is_object_dynamic(clip) is not None
+    blind = clip.with_(depth=replace(clip.depth, z=0 * clip.depth.z, valid=np.zeros_like(clip.depth.valid)))
+    assert evaluate.is_object_dynamic(blind) is None
+    assert set(evaluate.video_quality(blind)) == {"d.d."}
+    still = replace(clip.cameras, degenerate="static_camera")
+    with pytest.raises(ValueError, match="tell no depth, their cameras are flagged static_camera"):
+        evaluate.geometry(clip, blind.with_(cameras=still))
+
+
+def test_errors_of_the_truth_are_none_and_what_is_not_labeled_is_left_out():
+    clip = scene.clip("orbit", frames=9, height=48, width=64, focal=60.0)
+    batch = sample.collate([sample.from_clip(clip, 9, 48, 64)])
+    perfect = Predicted(
+        depth=3 * batch.key_depth.clamp_min(1e-3),
+        points=batch.points,
+        camera=pose.encode(batch.world_from_cam, batch.intrinsics, 48, 64),
+        dynamic_logit=batch.dynamic.float() - 0.5,
+        scene_flow=batch.scene_flow,
+    )
+    found = evaluate.prediction(perfect, batch)
+    assert found.pop("mask IoU") == found.pop("d1.25 scaled") == 1
+    assert found.pop("depth log-RMSE") == pytest.approx(np.log(3), rel=1e-3)
+    assert list(found.values()) == pytest.approx([0] * len(found), abs=2e-3)
+    assert {"camera position", "scene flow moving"} <= found.keys()
+    bare = sample.collate([sample.from_clip(clip.with_(cameras=None, motion=None), 9, 48, 64)])
+    names = evaluate.prediction(perfect, bare).keys()
+    assert {name.split()[0] for name in names} == {"depth", "d1.25"}

@@ -8,8 +8,8 @@ import torch
 
 from shared import shards
 from shared.clip import Clip
-from train import latents, outputs
-from train.generate import generate
+from train import latents, outputs, sample
+from train.generate import Sampler, denoise, generate
 from train.models import LatentKnobs
 
 SIZE = {"frames": 17, "height": 48, "width": 64}
@@ -45,6 +45,18 @@ def test_the_seed_decides():
     assert np.array_equal(first.depth.z, same.depth.z)
     assert other.id != first.id
     assert not np.array_equal(first.rgb, other.rgb)
+
+
+def test_either_sampler_goes_on_from_pure_noise():
+    image, noise = sample.image(scene.tiny("orbit").rgb[0], 48, 64), {"steps": 3, "guidance": 1.0}
+    ddim, dpm, again, other = (
+        denoise(examples.built(), image, "", 9, Sampler(method=method, seed=seed, **noise))
+        for method, seed in (("ddim", 1), ("dpm", 1), ("dpm", 1), ("dpm", 2))
+    )
+    assert torch.isfinite(dpm).all()
+    assert torch.equal(dpm, again)
+    assert not torch.equal(dpm, other)
+    assert not torch.allclose(dpm, ddim)
 
 
 def test_without_a_geometry_latent_depth_is_known_at_key_frames():

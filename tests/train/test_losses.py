@@ -235,6 +235,17 @@ def test_points_behind_the_camera_give_finite_gradients():
     assert torch.isfinite(depth_map.grad).all()
 
 
+def test_points_behind_the_camera_are_pulled_in_front_of_it():
+    batch = examples.batch("orbit")
+    truth = examples.truth(batch)
+    camera = truth.camera.clone()
+    camera[:, 1, 2] += 5.0
+    points = truth.points.clone().requires_grad_()
+    wrong = examples.changed(truth, camera=camera, points=points)
+    (gradient,) = torch.autograd.grad(self_supervision.reprojection(wrong, batch).sum(), points)
+    assert (gradient[:, 0, ..., 2][self_supervision.sure(batch)[:, 0]] < 0).all()  # ahead is where the loss falls
+
+
 def _little(kind: str = "many_moving") -> tuple[Batch, dict[str, torch.Tensor]]:
     """A 4 x 4 corner of a scene in float64, with predictions near the truth."""
     batch = examples.batch(kind)

@@ -16,11 +16,14 @@ def masked_mean(
 
 
 def root_mean(
-    squares: Float[Tensor, "B *map"], weight: Float[Tensor, "B *map"] | Bool[Tensor, "B *map"]
+    squares: Float[Tensor, "B N *map"], weight: Float[Tensor, "B N *map"] | Bool[Tensor, "B N *map"]
 ) -> Float[Tensor, " B"]:
-    """√(Σ w s / Σ w) for each sample, exactly 0 at 0 and with a finite gradient there.
+    """The mean over N maps, those with any weight, of √(Σ w s / Σ w); exactly 0 at 0 and with a finite gradient there.
 
-    The root of a mean, not of a sum as the paper writes it, so that a weight does not depend on the resolution.
+    A norm for each frame or pair of frames, as the paper writes it, but of means where it has sums, so that a weight depends
+    neither on the resolution nor on the number of frames.
     """
     tiny = 1e-12
-    return (masked_mean(squares, weight) + tiny).sqrt() - tiny**0.5
+    each = (masked_mean(squares.flatten(0, 1), weight.flatten(0, 1)) + tiny).sqrt() - tiny**0.5
+    counts = (weight > 0).flatten(2).any(2)
+    return masked_mean(each.unflatten(0, squares.shape[:2]), counts)

@@ -16,7 +16,7 @@ from train.sample import Batch, Predicted
 def depth_consistency(
     predicted: Predicted, batch: Batch, pairs: Int64[Tensor, "B N 2"], max_depth_gap: float = 0.05
 ) -> Float[Tensor, " B"]:
-    """√mean r² with r = D_j(π(X)) - z(X) and X = T_j←i · D_i · K_i⁻¹ u, in units of the scene.
+    """mean over pairs of √mean r² with r = D_j(π(X)) - z(X) and X = T_j←i · D_i · K_i⁻¹ u, in units of the scene.
 
     Over pixels u of frame i that are static, there and where they land; in bounds; and visible: the label depths agree. Depth and
     pose are the predicted ones; intrinsics are the label's, because the nine numbers leave out the principal point.
@@ -29,7 +29,7 @@ def depth_consistency(
 
 
 def smooth_flow(predicted: Predicted, moving: Bool[Tensor, "B K H W"]) -> Float[Tensor, " B"]:
-    """√mean |∇x F3d|² + √mean |∇y F3d|², in units of the scene a pixel, over neighbors that both move.
+    """mean over frames of √mean |∇x F3d|² + √mean |∇y F3d|², in units of the scene a pixel, over neighbors that both move.
 
     `moving` are pixels of the foreground with valid motion. Across its edge a jump is the truth, so such neighbors do not count.
     """

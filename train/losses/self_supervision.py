@@ -17,18 +17,29 @@ from train.losses import regularizers
 from train.losses.reduce import masked_mean
 from train.sample import Batch, Predicted
 
+NEAR = 0.05
+"""Of the mean distance of a scene's points: no point that a camera sees should be nearer."""
+
 
 def reprojection(predicted: Predicted, batch: Batch, huber_delta_diagonals: float = 0.005) -> Float[Tensor, " B"]:
-    """mean huber(π_j(P + F3d) - (u + F2d)), in image diagonals, over pixels whose flow is sure; static pixels take F3d = 0."""
+    """mean huber(π_j(P + F3d) - (u + F2d)) / δ + (1 - z / near)⁺ over pixels whose flow is sure; static pixels take F3d = 0.
+
+    Differences are in image diagonals. The flow says that the point is seen in frame j. So one that is predicted at z < near there,
+    or behind the camera, is projected as if it were at `near` and pulled forward by the second term; and one that is predicted
+    outside the image counts like any other: left out, it would be free to stay there.
+    """
     pairs, world_from_cam, intrinsics = _setting(predicted, batch)
     moved = predicted.points + predicted.scene_flow * batch.dynamic[..., None]
     target = pairs[..., 1]
     next_from_world = camera.invert(regularizers.of(world_from_cam, target))
     p_next = camera.transform(next_from_world[:, :, None, None], regularizers.of(moved, pairs[..., 0]))
-    uv, _, _ = regularizers.view(p_next, regularizers.of(intrinsics, target))
+    z = p_next[..., 2:]
+    seen = torch.cat((p_next[..., :2], z.clamp_min(NEAR)), dim=-1)
+    uv = camera.project(seen, regularizers.of(intrinsics, target)[:, :, None, None])
     error = (uv - _flow_target(batch)) / _diagonal(batch)
     each = F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=huber_delta_diagonals).sum(-1)
-    return masked_mean(each / huber_delta_diagonals, sure(batch))
+    behind = (1 - z[..., 0] / NEAR).clamp_min(0)
+    return masked_mean(each / huber_delta_diagonals + behind, sure(batch))
 
 
 def static_depth(predicted: Predicted, batch: Batch) -> Float[Tensor, " B"]:
