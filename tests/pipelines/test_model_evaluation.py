@@ -38,7 +38,7 @@ def network(tmp_path) -> str:
 
 
 def test_every_column_of_the_papers_tables(made, network, tmp_path, capsys):
-    given = Networks(subject=network, background=network, fid=network, fvd=network, real=made)
+    given = Networks(subject=network, background=network, image_background=network, fid=network, fvd=network, real=made)
     recipe = recipes.annotate_recipe("embedded", [])
     found = model_evaluation.evaluate_model(made, recipe, str(tmp_path / "x.json"), given=given)
     total = found["total"]

@@ -5,7 +5,7 @@ import torch
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTransformer3DModel
 from diffusers.pipelines.cogvideo.pipeline_cogvideox_image2video import CogVideoXImageToVideoPipeline
 
-from train.models import dit, lora
+from train.models import dit, lora, parts
 
 
 def _base(**changes) -> CogVideoXTransformer3DModel:
@@ -61,6 +61,19 @@ def test_both_new_parts_learn_from_the_first_steps():
     loss.backward()
     assert wide.proj_out.weight.grad[64:].abs().max() > 0
     assert wide.patch_embed.proj.weight.grad[:, 32:].abs().max() > 0
+
+
+def test_a_text_to_video_base_gets_image_columns_too():
+    """The 2B model: 16 channels in, no rotary positions, and a schedule shifted by 3."""
+    base = _base(in_channels=16, use_rotary_positional_embeddings=False)
+    wide = dit.widen(base, 32, 16)
+    noisy, image, text, t = _inputs(32)
+    with torch.no_grad():
+        old = base(noisy[:, :, :16], encoder_hidden_states=text, timestep=t, return_dict=False)[0]
+        new = dit.predict(wide, noisy, image, text, t)
+    assert torch.equal(new[:, :, :16], old)
+    assert not new[:, :, 16:].any()
+    assert (parts._snr_shift(wide), parts._snr_shift(dit.widen(_base()))) == (3.0, 1.0)
 
 
 def test_copied_rows_predict_what_rgb_predicts():

@@ -235,7 +235,9 @@ def _pretrained(kind: Any, base: str | Path, subfolder: str, dtype: torch.dtype 
         return kind.from_pretrained(str(base), subfolder=subfolder, **options)
     except OSError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{base}: no {subfolder} in the diffusers layout there ({reason})") from None
+        raise ValueError(
+            f"{base}: no {subfolder} in the diffusers layout there ({reason}); name a folder that has it"
+        ) from None
 
 
 def _snr_shift(transformer: Any) -> float:
