@@ -71,6 +71,8 @@ class CurateRecipe(Knobs):
     flagged_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
     """How often flagged clips are drawn, against those that passed."""
     min_frames: Annotated[int, Field(ge=1)] = 1
+    fps: Annotated[float, Field(gt=0)] | None = None
+    """Keep only clips of this rate, give or take 5 %: steps of 1/8 s and of 1/24 s are not the same motion. None: any rate."""
     licences: Licences = Licences()
     duplicates: Duplicates | None = Duplicates()
     pixels: PixelGates = PixelGates()

@@ -99,13 +99,17 @@ def _beyond(table: pa.Table, checks: Checks, rows: Rows) -> Iterator[Finding]:
 
 
 def _not_scores(table: pa.Table, recipe: CurateRecipe) -> Iterator[Finding]:
-    """What is no question of scores: never annotated, too short, not in the mixture, the wrong licence."""
+    """What is no question of scores: never annotated, too short, of another rate, not in the mixture, the wrong licence."""
     annotated = Judged(table=table, findings=()).annotated()
     missing = np.flatnonzero(~annotated)
     told = zip(*(table[name].take(pa.array(missing)).to_pylist() for name in ("status", "reason")))
     yield _fail("annotation", missing, [f"{status}: {why}" if why else status for status, why in told])
     short = np.flatnonzero(annotated & (table["num_frames"].to_numpy() < recipe.min_frames))
     yield _fail("min_frames", short, [f"min_frames: shorter than {recipe.min_frames} frames"] * len(short))
+    if recipe.fps is not None:
+        fps = table["fps"].to_numpy()
+        other = np.flatnonzero(annotated & ~(np.abs(fps / recipe.fps - 1) <= 0.05))  # NaN is another rate
+        yield _fail("fps", other, [f"fps: is {rate:.3g}, asked for {recipe.fps:g}" for rate in fps[other].tolist()])
     if recipe.mixture:
         dataset = table["dataset"].fill_null("").to_numpy().astype(str)
         strange = np.flatnonzero(annotated & ~np.isin(dataset, list(recipe.mixture)))

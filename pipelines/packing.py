@@ -36,7 +36,7 @@ def pack(
 ) -> dict[str, Any]:
     """Writes the shards of a block whose every clip is annotated, screened out or in `failed`, with the reason.
 
-    `videos` are the block's, in order: key, dataset, uri, caption, licence.
+    `videos` are the block's, in order: key, dataset, uri, caption, licence, scores that their list gave.
     """
     rows = [row for video in videos for row in _rows(folder, video, failed)]
     groups = list(_grouped(rows, clips_per_shard))

@@ -118,7 +118,8 @@ class Plan:
 
     def _line(self, number: int, entry: Entry) -> dict[str, Any]:
         block = self._num_blocks + number // self._block_videos
-        return {"block": block, **asdict(entry)}
+        facts = asdict(entry)
+        return {"block": block, **{name: value for name, value in facts.items() if name != "scores" or value}}
 
     def _new(self, listing: Iterable[Entry]) -> Iterator[Entry]:
         """What is not planned yet; of a video listed twice, the first."""

@@ -6,15 +6,17 @@ A million entries never lie in memory; their order is fixed, since blocks are cu
 import csv
 import io
 import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from annotate.datasets.dataset import Dataset, Footage
 from pipelines import datasets
 from shared import files
+from shared.index import SCORE
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
@@ -23,6 +25,8 @@ VIDEO_SUFFIXES = (
 _LISTS = (".txt", ".csv", ".parquet")
 _COLUMNS = ("uri", "path", "video", "file", "url")
 """Of a list, the first of these that it has names the video."""
+_SCORES = ("aesthetic", "clip_score", "text_area")
+"""Columns of a list that are scores, which others' models gave; any other score's column is named `score.NAME`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,8 @@ class Entry:
     licence: str = ""
     dataset: str = "video"
     """What it is: a video, or a scene of a data set of this kind."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """That the list gives, of every clip of the video: `curate` judges them like those that were measured."""
 
 
 def entries(source: str, knobs: Dataset | Footage | None = None) -> Iterator[Entry]:
@@ -95,7 +101,28 @@ def _listed(uri: str) -> Iterator[Entry]:
         name = str(name)
         where = name if "://" in name or name.startswith("/") else f"{folder}/{name}"
         licence = row.get("licence") or row.get("license") or ""
-        yield Entry(uri=absolute(where), caption=str(row.get("caption") or ""), licence=str(licence))
+        caption, scores = str(row.get("caption") or ""), _scores(uri, row)
+        yield Entry(uri=absolute(where), caption=caption, licence=str(licence), scores=scores)
+
+
+def _score_of(column: str) -> str | None:
+    """The score that a column gives; None: it gives none."""
+    return column if column in _SCORES else column.removeprefix(SCORE) if column.startswith(SCORE) else None
+
+
+def _scores(uri: str, row: Mapping[str, Any]) -> dict[str, float]:
+    """Cells that are empty, null or NaN give no score. Raises ValueError for what is no number."""
+    found = {}
+    for column, value in row.items():
+        if (name := _score_of(column)) is None or value is None or value == "":
+            continue
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{uri}: column {column} holds {value!r}, expected a number") from None
+        if math.isfinite(number):
+            found[name] = number
+    return found
 
 
 def _text_rows(uri: str) -> Iterator[Mapping[str, Any]]:
@@ -123,7 +150,8 @@ def _parquet_rows(uri: str) -> Iterator[Mapping[str, Any]]:
             table = pq.ParquetFile(stream)
         except pa.ArrowInvalid as error:
             raise ValueError(f"{uri}: not a Parquet file ({_short(error)})") from None
-        wanted = [c for c in (*_COLUMNS, "caption", "licence", "license") if c in table.schema_arrow.names]
+        known = (*_COLUMNS, "caption", "licence", "license")
+        wanted = [c for c in table.schema_arrow.names if c in known or _score_of(c) is not None]
         if not set(_COLUMNS) & set(wanted):
             found = ", ".join(table.schema_arrow.names)
             raise ValueError(f"{uri}: its columns are {found}, expected a column {' or '.join(_COLUMNS)}")

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
@@ -101,9 +102,12 @@ def read_span(uri: str, number: int) -> Span:
     )
 
 
-def video_row(key: str, dataset: str, uri: str, caption: str, licence: str) -> dict[str, Any]:
+def video_row(
+    key: str, dataset: str, uri: str, caption: str, licence: str, scores: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """The index row of a video of which not even clips are known."""
-    return {"clip_id": key, "source": uri, "dataset": dataset, "caption": caption, "licence": licence}
+    row = {"clip_id": key, "source": uri, "dataset": dataset, "caption": caption, "licence": licence}
+    return row | {SCORE + name: score for name, score in (scores or {}).items()}
 
 
 def _plain(value: Any) -> Any:

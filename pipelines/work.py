@@ -53,6 +53,7 @@ class Videos:
     def cut(self, entry: dict[str, Any], to: str) -> None:
         found = video.probe(entry["uri"], licence=entry["licence"], caption=entry["caption"], decoder=self._cut.decoder)
         spans = cutting.screen_and_cut(found, self._cut, self._screen)
+        spans = [replace(span, scores={**span.scores, **entry.get("scores", {})}) for span in spans]
         spool.write_spans(to, entry["dataset"], spans[0].video if spans else found, spans)
 
     def load(self, cut_uri: str, number: int) -> AnnotatedClip:

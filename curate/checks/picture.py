@@ -29,7 +29,9 @@ class Picture(Knobs):
     cut: Limit | None = Limit(flag_above=5.0)
     """Largest change over the changes around it: a missed cut."""
     text_area: Limit | None = None
+    """Share of the picture under text; a column of the list of videos, like the two below: `annotate` has no model for them."""
     aesthetic: Limit | None = None
+    """SpatialVID keeps what CLIP ViT-L/14 with the LAION head calls at least 4.0."""
     clip_score: Limit | None = None
     bitrate: Limit | None = None
     upscale: Limit | None = Limit(flag_above=2.0)

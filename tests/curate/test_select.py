@@ -155,6 +155,22 @@ def test_mixture_sets_how_often(tmp_path: Path) -> None:
         select.curate(out, curate_recipe(ALL, ["mixture={spring: 1}"]))
 
 
+def test_half_real_half_synthetic_at_8_fps(tmp_path: Path) -> None:
+    """The paper's mixture: two synthetic sets share their half as told, and clips of other rates are not drawn."""
+    rows = [row(f"r{i}", fps=8.0) for i in range(5)] + [row("fast", fps=24.0), row("unknown", fps=None)]
+    rows += [row(f"k{i}", dataset="kubric", fps=7.9) for i in range(3)] + [row("k24", dataset="kubric", fps=24.0)]
+    rows += [row("p0", dataset="point_odyssey", fps=8.0)]
+    out = write(tmp_path, rows)
+    select.curate(out, curate_recipe(ALL, ["fps=8", "mixture={video: 0.5, kubric: 0.3, point_odyssey: 0.2}"]))
+    found = selected(out)
+    assert {name for name, r in found.items() if not r["keep"]} == {"fast", "unknown", "k24"}
+    assert found["fast"]["reasons"] == ["fps: is 24, asked for 8"]
+    weights = {d: sum(r["weight"] for r in found.values() if r["dataset"] == d) for d in ("video", "kubric")}
+    whole = sum(r["weight"] for r in found.values())
+    assert weights["video"] / whole == pytest.approx(0.5)
+    assert weights["kubric"] / whole == pytest.approx(0.3)
+
+
 def test_duplicates_of_other_sources_yield(tmp_path: Path) -> None:
     one, near, far = 0x123456789ABCDEF, 0x123456789ABCDEF ^ 0b111, 0x123456789ABCDEF ^ 0b1111
     rows = [

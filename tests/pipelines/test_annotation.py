@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import chaos
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import quick
 import yaml
 
+from curate import select
+from curate.recipe import CurateRecipe
 from pipelines import annotation, ledger, loop, plan
 from pipelines.fleet import Inline, Local, RayActors
 from pipelines.lease import Lease
 from pipelines.recipes import AnnotateRecipe
 from shared import shards
+from shared.knobs import load
 
 _NAMES = ("a", "b", "c", "d", "e", "f")
 
@@ -95,6 +100,30 @@ def test_a_second_run_finds_nothing_to_do(videos: Path, tmp_path: Path) -> None:
     again = annotation.annotate(str(videos), str(out), quick.recipe(), crew=no_crew)
     assert {file: file.stat().st_mtime_ns for file in (out / "shards").iterdir()} == before
     assert (again.annotated, again.blocks) == (first.annotated, first.blocks)
+
+
+def test_scores_that_a_list_gives_are_judged_like_those_measured(videos: Path, tmp_path: Path) -> None:
+    """Of a video that others' models called ugly no clip is kept; of one that cannot be opened the index says it too."""
+    (videos / "broken.mp4").write_bytes(b"no video")
+    names, marks = ["a.mp4", "b.mp4", "broken.mp4"], [5.0, 3.0, 4.5]
+    pq.write_table(pa.table({"path": names, "aesthetic": marks, "score.vlm": [1, None, 0]}), videos / "list.parquet")
+    out = tmp_path / "out"
+    _annotate(videos / "list.parquet", out)
+    rows = {(Path(row["source"]).name, row["status"]): row for row in _rows(out)}
+    assert {key: row["score.aesthetic"] for key, row in rows.items()} == {
+        ("a.mp4", "annotated"): 5.0,
+        ("b.mp4", "annotated"): 3.0,
+        ("broken.mp4", "failed"): 4.5,
+    }
+    assert rows["b.mp4", "annotated"]["score.vlm"] is None
+    select.curate(
+        str(out), load(CurateRecipe, CurateRecipe(duplicates=None), ["checks.picture.aesthetic.fail_below=4"])
+    )
+    table = select.read_selection(str(out))
+    assert table is not None
+    told = {Path(row["source"]).name: row["reasons"] for row in table.to_pylist() if not row["keep"]}
+    assert told["b.mp4"] == ["picture: aesthetic is 3, below 4"]
+    assert set(told) == {"b.mp4", "broken.mp4"}
 
 
 def test_new_videos_become_new_shards(videos: Path, tmp_path: Path) -> None:

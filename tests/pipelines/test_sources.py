@@ -48,6 +48,28 @@ def test_lists_keep_their_order_captions_and_licences(folder: Path) -> None:
     ]
 
 
+def test_lists_carry_scores_of_other_models(folder: Path) -> None:
+    """Three by name and any by prefix; an empty cell gives none, and the plan keeps them."""
+    table = pa.table(
+        {
+            "uri": ["b.mp4", "deep/c.webm"],
+            "aesthetic": pa.array([5.25, None], pa.float32()),
+            "text_area": [0.25, float("nan")],
+            "score.vlm_static": [1, 0],
+            "unrelated": [7, 8],
+        }
+    )
+    pq.write_table(table, folder / "list.parquet")
+    first, second = sources.entries(f"{folder}/list.parquet")
+    assert first.scores == {"aesthetic": 5.25, "text_area": 0.25, "vlm_static": 1.0}
+    assert second.scores == {"vlm_static": 0.0}
+    (folder / "list.csv").write_text("path,clip_score\nb.mp4,0.31\na.MOV,\n")
+    assert [entry.scores for entry in sources.entries(f"{folder}/list.csv")] == [{"clip_score": 0.31}, {}]
+    (folder / "list.csv").write_text("path,clip_score\nb.mp4,good\n")
+    with pytest.raises(ValueError, match="column clip_score holds 'good', expected a number"):
+        list(sources.entries(f"{folder}/list.csv"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
