@@ -24,7 +24,7 @@ EXISTS_FOR = {
     "fb_ok_worst": ("flow_noise",),
     "rigid_flow_px": ("turn_jitter", "flow_noise"),
     "rigid_flow_worst_px": ("turn_jitter", "swapped_poses", "flow_noise"),
-    "rigid_key_px": ("other_unit", "turn_jitter"),
+    "rigid_key_px": ("turn_jitter",),
     "rigid_outliers": ("turn_jitter",),
     "rigid_patches": ("missed_movers",),
     "edge_outliers": ("wide_edges",),
@@ -37,7 +37,7 @@ EXISTS_FOR = {
     "focal_drift": ("zoom",),
     "pose_anomaly": ("center_jitter",),
     "pose_jerk": ("center_jitter",),
-    "sf_reproj_px": ("wrong_scene_flow",),
+    "sf_reproj_px": ("wrong_scene_flow", "other_unit"),
     "sf_static": ("leaking_scene_flow",),
 }
 """Score -> the corruptions it is there to notice."""

@@ -31,7 +31,7 @@ class CameraPath(Knobs):
 
     pose_anomaly: Limit | None = Limit(flag_above=0, fail_above=3)
     """How often two extrapolations running, at 5 Hz, miss the next center by 6 % of the near depth."""
-    pose_jerk: Limit | None = Limit(flag_above=1.2, fail_above=2.5)
+    pose_jerk: Limit | None = Limit(flag_above=1.2, fail_above=2.2)
     """95th percentile of acceleration over median speed, per frame; not of still cameras."""
     pose_turn_deg: Limit | None = Limit(fail_above=10.0)
     """The largest rotation between two frames."""

@@ -22,7 +22,7 @@ class RigidFlow(Knobs):
     """Median, from frame to frame."""
     rigid_flow_p90_px: Limit | None = Limit(flag_above=5.0)
     """90th percentile."""
-    rigid_flow_worst_px: Limit | None = Limit(flag_above=2.0, fail_above=3.5)
+    rigid_flow_worst_px: Limit | None = Limit(flag_above=2.0, fail_above=3.2)
     """Median of the worst pair of frames."""
     rigid_key_px: Limit | None = Limit(flag_above=1.2, fail_above=2.2)
     """Median, from key frame to key frame: four times the parallax, so a wrong unit or focal length shows."""

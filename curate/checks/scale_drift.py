@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class ScaleDrift(Knobs):
     """Standard deviation over frames of the log scale between depth and cameras, chained over steps of four frames."""
 
-    scale_drift: Limit | None = Limit(flag_above=0.05, fail_above=0.1)
+    scale_drift: Limit | None = Limit(flag_above=0.05, fail_above=0.09)
 
     @staticmethod
     def measure(view: "View") -> dict[str, float]:

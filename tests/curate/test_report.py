@@ -79,10 +79,11 @@ def test_without_pictures_no_shard_is_opened(out: str, monkeypatch: pytest.Monke
 def test_moving_a_limit_tells_what_it_keeps(out: str) -> None:
     from curate.histograms import histograms
 
-    summary = select(out, ALL, dry_run=True)
-    found = {h.score: h for h in histograms(summary.sample, ALL)}
+    recipe = curate_recipe(ALL, ["checks.scale_drift.scale_drift.fail_above=0.1"])
+    summary = select(out, recipe, dry_run=True)
+    found = {h.score: h for h in histograms(summary.sample, recipe)}
     only = curate_recipe(
-        ALL, [f"checks.{name}=null" for name in type(ALL.checks).model_fields if name != "scale_drift"]
+        recipe, [f"checks.{name}=null" for name in type(ALL.checks).model_fields if name != "scale_drift"]
     )
     drift = {h.score: h for h in histograms(select(out, only, dry_run=True).sample, only)}["scale_drift"]
     shares = dict(drift.moves)["above 0.1"]
