@@ -37,7 +37,7 @@ EXISTS_FOR = {
     "focal_drift": ("zoom",),
     "pose_anomaly": ("center_jitter",),
     "pose_jerk": ("center_jitter",),
-    "sf_reproj_px": ("wrong_scene_flow", "other_unit"),
+    "sf_reproj_px": ("wrong_scene_flow",),
     "sf_static": ("leaking_scene_flow",),
 }
 """Score -> the corruptions it is there to notice."""
