@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from curate import verdicts
 from curate.check import limits
-from curate.recipe import CurateRecipe
+from curate.recipe import CurateRecipe, checks_for
 from curate.summary import Summary
 from curate.verdicts import FAIL
 from shared import files, pictures, shards, trust
@@ -41,11 +41,22 @@ def choose(summary: Summary, recipe: CurateRecipe) -> dict[str, list[str]]:
     groups["borderline"] = ids[np.argsort(_margin(rows, recipe), kind="stable")][:number].tolist()
     reasons = rows["reasons"].to_pylist()
     for gate, _ in summary.failed_by.most_common(GATES):
-        name, _, score = gate.partition(".")
-        said = f"{name}: {score} " if score else f"{name}: "
-        hit = [any(reason.startswith(said) for reason in told) for told in reasons]
+        hit = [any(_rejects(gate, reason, recipe) for reason in told) for told in reasons]
         groups[f"rejected by {gate}"] = ids[np.array(hit, bool) & (level == FAIL)][:number].tolist()
     return {group: found for group, found in groups.items() if found}
+
+
+def _rejects(gate: str, reason: str, recipe: CurateRecipe) -> bool:
+    """Whether the reason is this gate's, and not only that it flags the clip."""
+    name, _, score = gate.partition(".")
+    if not score:
+        return reason.startswith(f"{name}: ")
+    checks = [
+        getattr(some, name) for some in (recipe.checks, *(checks_for(recipe.checks, e) for e in recipe.per_source))
+    ]
+    bounds = [limits(check)[score].bounds() for check in checks if check is not None and score in limits(check)]
+    ends = tuple(f", {side} {bound:g}" for some in bounds for outcome, side, bound in some if outcome == "fail")
+    return reason.startswith(f"{name}: {score} ") and reason.endswith(ends)
 
 
 def _margin(rows: pa.Table, recipe: CurateRecipe) -> np.ndarray:

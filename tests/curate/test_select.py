@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from curate import select, sorted_rows
+from curate import contact_sheets, select, sorted_rows
 from curate.checks import Checks
 from curate.explain import explain
 from curate.recipe import CurateRecipe
@@ -153,6 +153,15 @@ def test_mixture_sets_how_often(tmp_path: Path) -> None:
     assert found["other"]["reasons"] == ["mixture: names no share of else"]
     with pytest.raises(ValueError, match="asks for spring, of which no clip is kept"):
         select.curate(out, curate_recipe(ALL, ["mixture={spring: 1}"]))
+
+
+def test_pictures_of_a_gate_are_of_what_it_rejects(tmp_path: Path) -> None:
+    """A clip that one gate flags and another rejects is no example of what the first rejects."""
+    both = row("both", score_rigid_flow_px=1.5, score_scale_drift=0.5)
+    out = write(tmp_path, [both, row("flow", score_rigid_flow_px=2.5), row("fine")])
+    groups = contact_sheets.choose(select.curate(out, ALL, dry_run=True), ALL)
+    assert groups["rejected by rigid_flow.rigid_flow_px"] == ["flow"]
+    assert groups["rejected by scale_drift.scale_drift"] == ["both"]
 
 
 def test_half_real_half_synthetic_at_8_fps(tmp_path: Path) -> None:
