@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Sampson(Knobs):
     """Root of the Sampson error (x'ᵀFx)² / ((Fx)₁² + (Fx)₂² + (Fᵀx')₁² + (Fᵀx')₂²), in px at 720 wide."""
 
-    sampson_px: Limit | None = Limit(flag_above=0.8, fail_above=1.5)
+    sampson_px: Limit | None = Limit(flag_above=0.8, fail_above=1.2)
     """Median over still matches between key frames."""
     sampson_p90_px: Limit | None = Limit(flag_above=5.0)
     """90th percentile."""
