@@ -27,6 +27,15 @@ def flow(pixels: Float32[np.ndarray, "P H W 2"], largest: float | None = None) -
     return np.stack([cv2.cvtColor(frame, cv2.COLOR_HSV2RGB) for frame in hsv]) if len(hsv) else hsv
 
 
+def points(p_world: Float32[np.ndarray, "T H W 3"], valid: Bool[np.ndarray, "T H W"]) -> UInt8[np.ndarray, "T H W 3"]:
+    """x, y and z as red, green and blue, each from its 2nd to its 98th percentile over the clip: a still world keeps its colors."""
+    if not valid.any():
+        return np.broadcast_to(UNKNOWN, p_world.shape).copy()
+    low, high = np.percentile(p_world[valid], (2, 98), axis=0)
+    shade = np.clip((p_world - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return np.where(valid[..., None], (255 * shade).astype(np.uint8), UNKNOWN)
+
+
 def marked(rgb: UInt8[np.ndarray, "T H W 3"], where: Bool[np.ndarray, "T H W"]) -> UInt8[np.ndarray, "T H W 3"]:
     """The frames in gray, and in magenta where marked."""
     gray = rgb.mean(axis=-1, keepdims=True).repeat(3, axis=-1)

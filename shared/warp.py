@@ -31,7 +31,10 @@ def sample(
         raise ValueError(f"positions are {tuple(uv.shape)}, expected one set for each of the {tuple(batch)} images")
     points = math.prod(uv.shape[len(batch) : -1])  # not -1: there may be no image at all
     grid = uv.to(image.dtype).reshape(batch.numel(), 1, points, 2)
-    grid = 2 * grid / torch.tensor((width, height), dtype=grid.dtype, device=grid.device) - 1
+    size = torch.stack(
+        (grid.new_full((), width), grid.new_full((), height))
+    )  # made there: copying would wait for a device
+    grid = 2 * grid / size - 1
     flat = image.reshape(batch.numel(), height, width, channels).permute(0, 3, 1, 2)
     padding = "border" if border == "edge" else "zeros"
     found = F.grid_sample(flat, grid, mode=mode, padding_mode=padding, align_corners=False)

@@ -82,7 +82,7 @@ def nothing(batch: Batch) -> dict[str, float]:
 
 def continued(models: Models, batch: Batch, *, steps: int, seed: int) -> AnnotatedClip:
     """What the model makes of a clip's first frame and caption (a batch of one)."""
-    image = ((batch.rgb[0, 0].numpy() + 1) * 127.5).round().astype(np.uint8)
+    image = batch.rgb[0, 0].numpy()
     frames, height, width = batch.rgb.shape[1:4]
     return generate(models, image, batch.captions[0], frames=frames, height=height, width=width, steps=steps, seed=seed)
 
@@ -105,7 +105,7 @@ def maps(models: Models, batch: Batch) -> UInt8[np.ndarray, "H W 3"]:
     denoised = objectives.denoise(Generator(caption_dropout=0, image_dropout=0), models, there, noise)
     latents = objectives.clean(models, there), objectives.readable(models, denoised.x0)
     k = batch.key_depth.shape[1] // 2
-    rgb = ((batch.rgb[0, KEY_STRIDE * k] + 1) * 127.5).byte().numpy()
+    rgb = batch.rgb[0, KEY_STRIDE * k].numpy()
     truth = batch.key_depth, batch.dynamic.float(), batch.scene_flow
     rows = [truth, *(_maps_of(models.dpt(latent)) for latent in latents)]
     far, fast = float(batch.key_depth[0, k].max()), max(float(batch.scene_flow[0, k].norm(dim=-1).max()), 1e-3)

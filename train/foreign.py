@@ -32,17 +32,20 @@ def selection(folder: str) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SELECTION)
 
 
-def decode(clip_id: str, members: dict[str, bytes]) -> AnnotatedClip:
-    """The clip of a foreign sample, without labels. Raises ValueError if its video does not decode."""
+def decode(clip_id: str, members: dict[str, bytes], *, pixels: bool = True) -> AnnotatedClip:
+    """The clip of a foreign sample, without labels; without `pixels` it is black. Raises ValueError
+    if its video does not decode."""
     data = next((members[suffix] for suffix in VIDEOS if suffix in members), None)
     if data is None:
         raise ValueError(f"clip {clip_id}: has no video among its members")
-    rgb = codecs.decode_rgb(data)
+    facts = _facts(data)
+    black = np.broadcast_to(np.uint8(0), (facts["num_frames"], facts["height"], facts["width"], 3))
+    rgb = codecs.decode_rgb(data) if pixels else black
     caption = next((members[suffix].decode(errors="replace") for suffix in CAPTIONS if suffix in members), "")
     return AnnotatedClip(
         id=clip_id,
         rgb=rgb,
-        fps=_facts(data)["fps"],
+        fps=facts["fps"],
         source=clip_id,
         frames=np.arange(len(rgb)),
         caption=caption.strip(),

@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -15,11 +15,12 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 from jaxtyping import Bool, Float, Float32
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from train.encoded import Encoded
 from train.models import LatentKnobs
 from train.noise import Noise
-from train.sample import Batch
+from train.sample import Batch, sent, unit
 
 if TYPE_CHECKING:
     VideoVAE = Any  # a type checker knows nothing of diffusers' configurations
@@ -91,11 +92,20 @@ def depth_and_flow(
 
 def encode(vae: VideoVAE, video: Float[Tensor, "B T H W 3"]) -> Moments:
     """The scaled posterior of a video in -1..1. No gradient: the VAE is frozen."""
-    with torch.no_grad():
-        posterior = vae.encode(video.permute(0, 4, 1, 2, 3).to(vae.dtype)).latent_dist
+    mean, std = _posterior(vae, video)
     scale = vae.config.scaling_factor
-    mean, std = posterior.mean.float() * scale, posterior.std.float() * scale
-    return Moments(mean=mean.transpose(1, 2).contiguous(), std=std.transpose(1, 2).contiguous())
+    return Moments(mean=mean.float() * scale, std=std.float() * scale)
+
+
+@torch.no_grad()
+def _posterior(vae: VideoVAE, video: Float[Tensor, "B T H W 3"], alone: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean and deviation as the VAE gives them."""
+    each = [
+        vae.encode(some.permute(0, 4, 1, 2, 3).to(vae.dtype)).latent_dist
+        for some in video.split(1 if alone else len(video))
+    ]
+    mean, std = (torch.cat([getattr(posterior, part) for posterior in each]) for part in ("mean", "std"))
+    return mean.transpose(1, 2).contiguous(), std.transpose(1, 2).contiguous()
 
 
 def decode(vae: VideoVAE, latent: Float[Tensor, "B F C h w"]) -> Float32[Tensor, "B T H W 3"]:
@@ -104,10 +114,25 @@ def decode(vae: VideoVAE, latent: Float[Tensor, "B F C h w"]) -> Float32[Tensor,
     return vae.decode(scaled).sample.float().permute(0, 2, 3, 4, 1)
 
 
-def encode_batch(vae: VideoVAE, batch: Batch, knobs: LatentKnobs) -> Latents:
-    """Both videos, one after the other: together they would need twice the memory."""
+def encode_batch(vae: VideoVAE, batch: Batch, knobs: LatentKnobs, *, alone: bool = False) -> Encoded:
+    """Both videos, one after the other: together they would need twice the memory.
+
+    `alone`: one sample after the other, so that the bits of none depend on its neighbors; what is kept will meet others.
+    """
     video, ranges = geometry_video(batch, knobs)
-    return Latents(rgb=encode(vae, batch.rgb), geometry=encode(vae, video), ranges=ranges)
+    rgb_mean, rgb_std = _posterior(vae, unit(batch.rgb), alone)
+    mean, std = _posterior(vae, video, alone)
+    return Encoded(rgb_mean=rgb_mean, rgb_std=rgb_std, geometry_mean=mean, geometry_std=std, **vars(ranges))
+
+
+def scaled(vae: VideoVAE, encoded: Encoded) -> Latents:
+    """What the transformer and the decoder see of the VAE's own numbers."""
+    scale, raw = vae.config.scaling_factor, vars(encoded)
+    rgb, geometry = (
+        Moments(mean=raw[f"{name}_mean"].float() * scale, std=raw[f"{name}_std"].float() * scale)
+        for name in ("rgb", "geometry")
+    )
+    return Latents(rgb=rgb, geometry=geometry, ranges=Ranges(**{f.name: raw[f.name] for f in fields(Ranges)}))
 
 
 def image_condition(
@@ -126,36 +151,6 @@ def image_condition(
     latent = latent * kept[:, None, None, None, None]
     padding = latent.new_zeros(len(latent), frames - 1, *latent.shape[2:])
     return torch.cat((latent, padding), dim=1)
-
-
-class LatentCache:
-    """Latents on disk, half precision, named by a hash of the pixels and geometry, the knobs and the VAE's weights.
-
-    A changed clip, crop, knob or VAE is another name, so nothing stale can be read. Files are whole or absent.
-    """
-
-    def __init__(self, folder: Path, vae: VideoVAE, knobs: LatentKnobs) -> None:
-        self.folder, self.vae, self.knobs = folder, vae, knobs
-        self.model = fingerprint(vae)
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def __call__(self, batch: Batch) -> Latents:
-        """From disk if every sample is there, else encoded and written."""
-        paths = [self._path(batch, row) for row in range(len(batch.ids))]
-        if not all(path.exists() for path in paths):
-            fresh = _halved(encode_batch(self.vae, batch, self.knobs))
-            for row, path in enumerate(paths):
-                _write_whole({name: value[row].contiguous() for name, value in fresh.items()}, path)
-        rows = [load_file(path) for path in paths]
-        stacked = {name: torch.stack([row[name] for row in rows]).float() for name in rows[0]}
-        return _latents({name: value.to(batch.rgb.device) for name, value in stacked.items()})
-
-    def _path(self, batch: Batch, row: int) -> Path:
-        digest = hashlib.blake2b(f"{self.model}/{self.knobs.model_dump_json()}".encode(), digest_size=16)
-        for values in (batch.rgb, batch.depth, batch.depth_valid, batch.flow):
-            digest.update(str(tuple(values[row].shape)).encode())
-            digest.update(values[row].contiguous().cpu().numpy().data)
-        return self.folder / f"{digest.hexdigest()}.safetensors"
 
 
 @runtime_checkable
@@ -179,7 +174,7 @@ class T5:
         tokens = self.tokenizer(
             list(captions), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         ).input_ids
-        return self.encoder(tokens.to(self.encoder.device))[0]
+        return self.encoder(sent(tokens, self.encoder.device))[0]
 
 
 class CachedText:
@@ -206,15 +201,6 @@ def cache_text(encoder: TextEncoder, captions: Sequence[str], folder: Path) -> N
             _write_whole({"embedding": encoder([caption])[0].contiguous().cpu()}, path)
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A hash of a module's weights."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().float().contiguous().cpu().numpy().data)
-    return digest.hexdigest()
-
-
 def _depth_range(batch: Batch, knobs: LatentKnobs) -> tuple[Float32[Tensor, " B"], Float32[Tensor, " B"]]:
     """Where the clip has no valid depth: 0 and 1."""
     low, high = _quantiles(batch.depth, batch.depth_valid, knobs.depth_low, knobs.depth_high)
@@ -233,7 +219,7 @@ def _quantiles(
     flat = values.masked_fill(~counts, torch.inf).flatten(1)
     last = (counts.flatten(1).sum(1) - 1).clamp_min(0)
     ranks = [(last.double() * share).round().long() for share in shares]
-    if flat.is_cuda:
+    if flat.device.type != "cpu":
         ordered = flat.sort(dim=1).values
         return [ordered.gather(1, rank[:, None])[:, 0] for rank in ranks]
     return [torch.stack([row.kthvalue(int(k) + 1).values for row, k in zip(flat, rank)]) for rank in ranks]
@@ -241,19 +227,6 @@ def _quantiles(
 
 def _wide(per_clip: Float32[Tensor, " B"]) -> Float32[Tensor, "B 1 1 1"]:
     return per_clip[:, None, None, None]
-
-
-def _halved(latents: Latents) -> dict[str, Tensor]:
-    both = {"rgb": latents.rgb, "geometry": latents.geometry}
-    halves = {f"{name}.mean": moments.mean.half().cpu() for name, moments in both.items()}
-    halves |= {f"{name}.std": moments.std.half().cpu() for name, moments in both.items()}
-    return halves | {f"ranges.{name}": value.cpu() for name, value in vars(latents.ranges).items()}
-
-
-def _latents(flat: dict[str, Tensor]) -> Latents:
-    rgb, geometry = (Moments(mean=flat[f"{name}.mean"], std=flat[f"{name}.std"]) for name in ("rgb", "geometry"))
-    names = ("depth_min", "depth_max", "flow_max")
-    return Latents(rgb=rgb, geometry=geometry, ranges=Ranges(**{name: flat[f"ranges.{name}"] for name in names}))
 
 
 def _text_path(folder: Path, caption: str) -> Path:

@@ -17,9 +17,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from shared.knobs import dump
-from train import export, foreign, models, parallel, preflight, reader, sampling
+from train import export, foreign, latent_cache, models, parallel, preflight, reader, sampling
 from train.checkpoint import Checkpoints
 from train.flops import Meter
+from train.latent_cache import LatentWriter
 from train.log import Log
 from train.models.parts import Models
 from train.parallel import World
@@ -63,6 +64,7 @@ class _Run:
     ema: dict[str, Tensor]
     checkpoints: Checkpoints
     validation: Validation
+    latents: LatentWriter | None
     log: Log
     stop: threading.Event
     """Set by a signal to this process."""
@@ -95,6 +97,8 @@ def train(recipe: TrainRecipe, root: str, run: str, stop: threading.Event | None
             state.log.event("failed", step=state.step, reason=str(error))
             raise
         finally:
+            if state.latents is not None:
+                state.latents.finish()
             state.log.close()
 
 
@@ -132,6 +136,7 @@ def _begin(recipe: TrainRecipe, root: str, folder: Path, world: World, stop: thr
         ema=_averages(recipe, learned),
         checkpoints=checkpoints,
         validation=Validation(recipe, root, selection, built, world),
+        latents=_latents(recipe, stream, built),
         log=Log(folder, recipe.logging, first_step=step, last_step=recipe.num_steps, writes=world.is_first),
         stop=stop,
         step=step,
@@ -170,6 +175,15 @@ def _place(recipe: TrainRecipe, built: Models, world: World) -> dict[str, nn.Mod
     if (encoder := getattr(built.text, "encoder", None)) is not None:
         encoder.to(world.device)
     return learned
+
+
+def _latents(recipe: TrainRecipe, stream: Stream, built: Models) -> LatentWriter | None:
+    """The cache of latents, for the VAE as it computes here: in its precision."""
+    if not recipe.latent_cache:
+        return None
+    identity = latent_cache.identity(built.vae, recipe.model.latent.model_dump_json(), repr(stream.gates))
+    cache = latent_cache.LatentCache(folder=Path(recipe.latent_cache), identity=identity)
+    return LatentWriter(cache, recipe.latent_cache_gb)
 
 
 def _averages(recipe: TrainRecipe, learned: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -215,11 +229,10 @@ def _one_phase(run: _Run, phase: Phase, first: int, last: int) -> None:
 
 def _stepper(run: _Run, phase: Phase, first: int) -> Stepper:
     """The steps of a phase; in its middle, with the optimizer as the checkpoint has it."""
-    cache = run.recipe.latent_cache if "vae" not in phase.stage.trainable(run.models) else ""
     stepper = Stepper(
         recipe=run.recipe,
         phase=phase,
-        models=run.models.cached(Path(cache)) if cache else run.models,
+        models=run.models.cached(run.latents),
         learned=run.learned,
         ema=run.ema,
         world=run.world,
@@ -238,7 +251,7 @@ def _samples(run: _Run, phase: Phase, last: int) -> reader.Samples:
     return reader.Samples(
         run.stream,
         run.root,
-        frozenset[str]().union(*(one.stage.parts for one in phases)),
+        reader.Wanted.of([one.stage for one in phases], run.stream),
         run.recipe.reading,
         first_step=run.step,
         last_step=last,
@@ -247,6 +260,7 @@ def _samples(run: _Run, phase: Phase, last: int) -> reader.Samples:
         world=run.world.data_size,
         device=run.world.device,
         kept=run.kept,
+        latents=run.latents and run.latents.cache,
     )
 
 

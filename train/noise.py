@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from train.sample import sent
+
 
 def generator(seed: int, position: int, purpose: str) -> torch.Generator:
     """A CPU generator of its own for each (seed, position, purpose)."""
@@ -27,18 +29,17 @@ class Noise:
 
     def normal(self, purpose: str, shape: tuple[int, ...], like: Tensor) -> Float[Tensor, "B ..."]:
         """Standard normal float32 numbers of `shape` for each sample, on the device of `like`."""
-        rows = [torch.randn(shape, generator=one) for one in self._generators(purpose)]
-        return torch.stack(rows).to(like.device)
+        return sent(torch.stack([torch.randn(shape, generator=one) for one in self._generators(purpose)]), like.device)
 
     def uniform(self, purpose: str, like: Tensor) -> Float[Tensor, " B"]:
         """One number in [0, 1) for each sample."""
-        rows = [torch.rand((), generator=one) for one in self._generators(purpose)]
-        return torch.stack(rows).to(like.device)
+        return sent(torch.stack([torch.rand((), generator=one) for one in self._generators(purpose)]), like.device)
 
     def integers(self, purpose: str, high: int, shape: tuple[int, ...], like: Tensor) -> Int64[Tensor, "B ..."]:
         """Whole numbers in [0, high) of `shape` for each sample."""
-        rows = [torch.randint(high, shape, generator=one) for one in self._generators(purpose)]
-        return torch.stack(rows).to(like.device)
+        return sent(
+            torch.stack([torch.randint(high, shape, generator=one) for one in self._generators(purpose)]), like.device
+        )
 
     def _generators(self, purpose: str) -> list[torch.Generator]:
         return [generator(self.seed, position, purpose) for position in self.positions]

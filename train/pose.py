@@ -11,8 +11,7 @@ def encode(
     world_from_cam: Float[Tensor, "*batch 4 4"], intrinsics: Float[Tensor, "*batch 4"], height: int, width: int
 ) -> Float[Tensor, "*batch 9"]:
     """The nine numbers of cameras that see height x width pixels."""
-    size = intrinsics.new_tensor([height, width])
-    fov = 2 * torch.atan(size / 2 / intrinsics[..., [1, 0]])
+    fov = 2 * torch.atan(_row(intrinsics, height, width) / 2 / intrinsics[..., :2].flip(-1))
     quaternion = quaternion_of(world_from_cam[..., :3, :3])
     return torch.cat((world_from_cam[..., :3, 3], quaternion, fov), dim=-1)
 
@@ -22,11 +21,10 @@ def decode(
 ) -> tuple[Float[Tensor, "*batch 4 4"], Float[Tensor, "*batch 4"]]:
     """`world_from_cam` and intrinsics; the quaternion may have any length, the fields of view are kept in 1..179 degrees."""
     top = torch.cat((rotation_of(nine[..., 3:7]), nine[..., :3, None]), dim=-1)
-    bottom = nine.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*nine.shape[:-1], 1, 4)
-    size = nine.new_tensor([height, width])
-    focal = size / 2 / torch.tan(nine[..., 7:].clamp(0.0175, 3.124) / 2)
-    center = nine.new_tensor([width / 2, height / 2]).expand(*nine.shape[:-1], 2)
-    return torch.cat((top, bottom), dim=-2), torch.cat((focal[..., [1, 0]], center), dim=-1)
+    bottom = _row(nine, 0, 0, 0, 1).expand(*nine.shape[:-1], 1, 4)
+    focal = _row(nine, height, width) / 2 / torch.tan(nine[..., 7:].clamp(0.0175, 3.124) / 2)
+    center = _row(nine, width / 2, height / 2).expand(*nine.shape[:-1], 2)
+    return torch.cat((top, bottom), dim=-2), torch.cat((focal.flip(-1), center), dim=-1)
 
 
 def quaternion_of(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4"]:
@@ -58,3 +56,8 @@ def rotation_of(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 
         torch.stack((2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)), dim=-1),
     )
     return torch.stack(rows, dim=-2)
+
+
+def _row(like: Tensor, *numbers: float | int) -> Float[Tensor, " n"]:
+    """Numbers on the device of `like`, made there: copying them would wait for it."""
+    return torch.stack([like.new_full((), number) for number in numbers])

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from train import parallel
+from train import flops, parallel
 from train.checkpoint import Checkpoints
 from train.models.parts import Models
 from train.noise import Noise
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 TRIES = 3
 """Clips of a source that may be unreadable before the source is."""
+KEPT = {"full": 1, "selective": 3, "none": 25}
+"""Numbers a block keeps for each of a token's channels: its input; and what attention and the perceptron give; or everything."""
 
 
 def check_data(recipe: TrainRecipe, root: str, stream: Stream, world: World) -> None:
@@ -39,25 +41,46 @@ def check_data(recipe: TrainRecipe, root: str, stream: Stream, world: World) -> 
 
 
 def check_memory(recipe: TrainRecipe, models: Models, world: World) -> None:
-    """Compares weights, gradients, optimizer and averages with the device. Raises ValueError if they cannot fit."""
+    """Compares what a step takes with the device. Raises ValueError if it cannot fit."""
     if world.device.type != "cuda":
         return
-    shards = 1 if recipe.parallel.mode == "ddp" else world.size
-    state = state_bytes(recipe, models) / shards
+    needs = needed_bytes(recipe, models, world)
     has = torch.cuda.get_device_properties(world.device).total_memory
-    if state > has:
+    log.info("event=memory needs_gib=%.1f has_gib=%.1f", needs / 2**30, has / 2**30)
+    if needs > has:
         raise ValueError(
-            f"weights, gradients and optimizer take {state / 2**30:.0f} GiB a device, which has {has / 2**30:.0f}: "
-            "use more ranks with parallel.mode=fsdp, or model.lora_rank"
+            f"weights, gradients, optimizer and activations take {needs / 2**30:.0f} GiB a device, which has {has / 2**30:.0f}: "
+            "use more ranks with parallel.mode=fsdp, model.lora_rank, parallel.recompute=full or parallel.sequence"
         )
+
+
+def needed_bytes(recipe: TrainRecipe, models: Models, world: World) -> float:
+    """Of a device, at the worse end of the backward pass: all activations and no gradient, or all gradients and no activation."""
+    shards = 1 if recipe.parallel.mode == "ddp" else world.size
+    state = state_bytes(recipe, models)
+    gradients = 4.0 * _most_trained(recipe, models)
+    return max(state / shards, (state - gradients) / shards + activation_bytes(recipe, models))
+
+
+def activation_bytes(recipe: TrainRecipe, models: Models) -> float:
+    """What the transformer's blocks keep for the backward pass, of a rank's micro-batch at the largest size, in half precision."""
+    if not any("dit" in phase.stage.trainable(models) for phase in recipe.phases):
+        return 0.0
+    shape = flops.transformer(models)
+    tokens = max(shape.tokens(size) for size in recipe.sizes) * recipe.parallel.micro_batch / recipe.parallel.sequence
+    return 2.0 * KEPT[recipe.parallel.recompute] * shape.layers * shape.width * tokens
 
 
 def state_bytes(recipe: TrainRecipe, models: Models) -> float:
     """Of the largest phase: float32 weights, and gradient and two moments of what is trained."""
     weights = sum(p.numel() for module in (models.dit, models.dpt, models.vae) for p in module.parameters())
-    trained = max(sum(p.numel() for p in thaw(phase, models, {})) for phase in recipe.phases)
+    trained = _most_trained(recipe, models)
     averages = weights if recipe.adam.ema_decay is not None else 0
     return 4.0 * (weights + 3 * trained + averages)
+
+
+def _most_trained(recipe: TrainRecipe, models: Models) -> int:
+    return max(sum(p.numel() for p in thaw(phase, models, {})) for phase in recipe.phases)
 
 
 def check_steps(

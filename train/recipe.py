@@ -110,7 +110,7 @@ class Logging(Knobs):
     num_validation: Count = 16
     """Samples of it."""
     sample_every: Annotated[int, Field(ge=0)] = 0
-    """Steps between generated clips, drawn as RUN/samples/{step}.png; 0: never."""
+    """Steps between generated clips, drawn as RUN/samples/{step}.png and .mp4; 0: never."""
     tensorboard: bool = True
     """Where it is installed."""
     wandb: str = ""
@@ -140,7 +140,9 @@ class TrainRecipe(Knobs):
     checkpoints: Keeping = Keeping()
     logging: Logging = Logging()
     latent_cache: str = ""
-    """A folder that keeps encoded latents; empty: encode every time."""
+    """A folder that keeps encoded latents, filled as samples come by, best one that all machines see; empty: encode every time."""
+    latent_cache_gb: Annotated[float, Field(gt=0)] = 1000.0
+    """Size of it; when it is full, what is not in it is encoded every time."""
     preflight: bool = True
     """Before the first step, try one sample of every source and size, one step of every phase, and one checkpoint."""
     allow_other_selection: bool = False

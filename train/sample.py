@@ -4,9 +4,9 @@ Units: depth, points, translations and scene flow are divided by `scale`, the me
 first camera; flow stays in pixels of the training size. The world is the first camera of the window.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from shared import camera
 from shared.clip import KEY_STRIDE, AnnotatedClip, Flow, Motion
+from train.encoded import Encoded
 from train.size import nearest
 
 V = TypeVar("V", "Sample", "Batch")
@@ -23,11 +24,15 @@ V = TypeVar("V", "Sample", "Batch")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """One training example. What its clip lacked is zero, and its `has_` flag is False."""
+    """One training example. What its clip lacked is zero, and its `has_` flag is False.
 
-    rgb: Float32[Tensor, "T H W 3"]
-    """-1..1."""
+    Where the window's latents are known, `rgb` holds its first frame alone (T = 1, P = 0), and `depth` and `flow` nothing.
+    """
+
+    rgb: UInt8[Tensor, "T H W 3"]
+    """8 bits as long as it travels: `unit` makes it -1..1."""
     depth: Float32[Tensor, "T H W"]
+    """In the clip's unit, not the scene's: the geometry latent, which alone is made of it, knows no scale."""
     depth_valid: Bool[Tensor, "T H W"]
     """False on the sky as well."""
     flow: Float32[Tensor, "P H W 2"]
@@ -60,14 +65,14 @@ class Sample:
 
     def to(self, device: torch.device | str) -> "Sample":
         """The sample on another device."""
-        return _moved(self, device)
+        return _mapped(self, lambda tensor: tensor.to(device))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
     """Samples of one size, stacked; every field as in `Sample`."""
 
-    rgb: Float32[Tensor, "B T H W 3"]
+    rgb: UInt8[Tensor, "B T H W 3"]
     depth: Float32[Tensor, "B T H W"]
     depth_valid: Bool[Tensor, "B T H W"]
     flow: Float32[Tensor, "B P H W 2"]
@@ -90,10 +95,18 @@ class Batch:
     has_motion: Bool[Tensor, " B"]
     ids: tuple[str, ...]
     captions: tuple[str, ...]
+    encoded: Encoded | None = None
+    """The latents, where they are known already."""
+    cache_names: tuple[str, ...] = ()
+    """Under which the samples' latents are to be kept; empty: under none."""
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch on another device."""
-        return _moved(self, device)
+        """The batch on another device; from pinned memory without waiting for it."""
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def mapped(self, act: Callable[[Tensor], Tensor]) -> "Batch":
+        """Every tensor through `act`."""
+        return replace(_mapped(self, act), encoded=self.encoded and self.encoded.mapped(act))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,9 +124,15 @@ class Predicted:
 torch.export.register_dataclass(Predicted)  # sharded and replicated modules look for tensors inside what they return
 
 
-def _moved(value: V, device: torch.device | str) -> V:
-    tensors = {f.name: part for f in fields(value) if isinstance(part := getattr(value, f.name), Tensor)}
-    return replace(value, **{name: part.to(device) for name, part in tensors.items()})
+def _mapped(value: V, act: Callable[[Tensor], Tensor]) -> V:
+    """Every tensor through `act`. One number spread over a shape stays one: it has no memory of its own to be pinned or sent."""
+
+    def one(tensor: Tensor) -> Tensor:
+        if tensor.ndim and tensor.numel() and not any(tensor.stride()):
+            return act(tensor[(0,) * tensor.ndim].clone()).expand(tensor.shape)
+        return act(tensor)
+
+    return replace(value, **{f.name: one(t) for f in fields(value) if isinstance(t := getattr(value, f.name), Tensor)})
 
 
 def check_size(frames: int, height: int, width: int) -> None:
@@ -166,20 +185,28 @@ class _Crop:
     def intrinsics(self, intrinsics: np.ndarray) -> np.ndarray:
         return intrinsics * np.tile(self.scale_uv, 2) - np.concatenate((np.zeros(2), self.offset_uv))
 
-    def rgb(self, rgb: np.ndarray) -> Float32[Tensor, "T H W 3"]:
-        """-1..1; an image that has the size already is not resampled."""
+    def rgb(self, rgb: np.ndarray) -> UInt8[Tensor, "T H W 3"]:
+        """An image that has the size already is not resampled."""
         ox, oy = self.offset_uv
         if self.resized == self.source:
-            image = torch.from_numpy(rgb[:, oy : oy + self.height, ox : ox + self.width].astype(np.float32))
-        else:
-            image = torch.tensor(rgb).permute(0, 3, 1, 2).float()
-            image = F.interpolate(image, self.resized, mode="bilinear", antialias=True, align_corners=False)
-            image = image[:, :, oy : oy + self.height, ox : ox + self.width].permute(0, 2, 3, 1).contiguous()
-        return image.div_(127.5).sub_(1).clamp_(-1, 1)
+            return torch.from_numpy(self.nearest(rgb))
+        image = torch.tensor(rgb).permute(0, 3, 1, 2)
+        image = F.interpolate(image, self.resized, mode="bilinear", antialias=True, align_corners=False)
+        return image[:, :, oy : oy + self.height, ox : ox + self.width].permute(0, 2, 3, 1).contiguous()
 
 
-def from_clip(clip: AnnotatedClip, frames: int, height: int, width: int, *, start: int = 0) -> Sample:
+def from_clip(
+    clip: AnnotatedClip,
+    frames: int,
+    height: int,
+    width: int,
+    *,
+    start: int = 0,
+    first: UInt8[Tensor, "H W 3"] | None = None,
+) -> Sample:
     """The window of `frames` from frame `start` on, covered, center-cropped and scale-normalized.
+
+    `first` is the window's first frame as it comes out, where its latents are known: no other pixel is touched then.
 
     Raises ValueError if the size is not one of the model's, or the clip is too short for the window.
     """
@@ -193,17 +220,19 @@ def from_clip(clip: AnnotatedClip, frames: int, height: int, width: int, *, star
     first_from_world = _first_from_world(clip, start)
     dynamic, scene_flow, scene_flow_valid = _motion(clip.motion, crop, keys, first_from_world, clip.shape)
     key_flow, key_flow_valid = _key_flow(clip.key_flow, crop, keys, clip.shape)
-    key_depth = torch.from_numpy(crop.nearest(depth[keys]))
+    key_depth = _nothing(*key_valid.shape) if clip.depth is None else torch.from_numpy(crop.nearest(depth[keys]))
     scale = _scale(points if clip.cameras is not None else key_depth[..., None], key_valid)
     has_cameras = torch.tensor(clip.cameras is not None)
+    if first is not None:
+        window, frames = slice(start, start + 1), 1
     return Sample(
-        rgb=crop.rgb(clip.rgb[window]),
-        depth=torch.from_numpy(crop.nearest(depth[window])) / scale,
+        rgb=crop.rgb(clip.rgb[window]) if first is None else first[None],
+        depth=_nothing(frames, height, width) if clip.depth is None else torch.from_numpy(crop.nearest(depth[window])),
         depth_valid=torch.from_numpy(crop.nearest(depth_valid[window])),
         flow=_flow(clip.flow, crop, slice(start, start + frames - 1), (frames - 1, height, width)),
         key_flow=key_flow,
         key_flow_valid=key_flow_valid,
-        key_depth=key_depth / scale,
+        key_depth=_over(key_depth, scale),
         key_valid=key_valid,
         points=_over(points, scale),
         world_from_cam=_scaled(world_from_cam, scale),
@@ -225,10 +254,24 @@ def from_clip(clip: AnnotatedClip, frames: int, height: int, width: int, *, star
 
 def image(rgb: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> Float32[Tensor, "H W 3"]:
     """One picture at the training size, -1..1: what a clip's first frame would become."""
-    return _Crop(height=height, width=width, source=(rgb.shape[0], rgb.shape[1])).rgb(rgb[None])[0]
+    return unit(_Crop(height=height, width=width, source=(rgb.shape[0], rgb.shape[1])).rgb(rgb[None])[0])
 
 
-def placeholder(frames: int, height: int, width: int, *, id: str, reason: str = "") -> Sample:
+def unit(rgb: UInt8[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
+    """-1..1, as networks see pixels."""
+    return rgb.float().div_(127.5).sub_(1)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; to a GPU from pinned memory, because a copy from any other waits for all that the GPU has to do."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def placeholder(
+    frames: int, height: int, width: int, *, id: str, reason: str = "", first: UInt8[Tensor, "H W 3"] | None = None
+) -> Sample:
     """Stands where a sample could not be read: finite numbers, weight 0, so that every later sample keeps its position."""
     check_size(frames, height, width)
     empty = AnnotatedClip(
@@ -238,7 +281,7 @@ def placeholder(frames: int, height: int, width: int, *, id: str, reason: str = 
         source=reason,
         frames=np.arange(frames),
     )
-    return replace(from_clip(empty, frames, height, width), weight=torch.zeros(()))
+    return replace(from_clip(empty, frames, height, width, first=first), weight=torch.zeros(()))
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -248,7 +291,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
         raise ValueError(f"a batch of {len(samples)} samples holds the sizes {sorted(sizes)}, expected one size")
     names = [f.name for f in fields(Sample) if f.name not in ("id", "caption")]
     columns = {name: [getattr(sample, name) for sample in samples] for name in names}
-    stacked = {name: torch.stack(column) if len(column) > 1 else column[0][None] for name, column in columns.items()}
+    stacked: dict[str, Any] = {
+        name: torch.stack(column) if len(column) > 1 else column[0][None] for name, column in columns.items()
+    }
     return Batch(**stacked, ids=tuple(s.id for s in samples), captions=tuple(s.caption for s in samples))
 
 
@@ -263,7 +308,7 @@ def _check_window(clip: AnnotatedClip, frames: int, start: int) -> None:
 def _depth(clip: AnnotatedClip) -> tuple[np.ndarray, np.ndarray]:
     """z, and where it is valid and not of the sky."""
     if clip.depth is None:
-        return np.zeros(clip.shape, np.float32), np.zeros(clip.shape, bool)
+        return np.broadcast_to(np.float32(0), clip.shape), np.broadcast_to(np.False_, clip.shape)
     sky = None if clip.motion is None else clip.motion.sky
     return clip.depth.z, clip.depth.valid if sky is None else clip.depth.valid & ~sky
 

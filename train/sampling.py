@@ -1,4 +1,4 @@
-"""A generated clip as one picture, now and then in a long run: numbers do not show a world that falls apart."""
+"""A generated clip as a video and a picture, now and then in a long run: numbers do not show a world that falls apart."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from shared import pictures
+from shared import codecs, pictures
 from shared.clip import AnnotatedClip
 from train import parallel, reader
 from train.generate import generate
@@ -23,7 +23,7 @@ STEPS = 20
 def write(recipe: TrainRecipe, root: str, stream: Stream, models: Models, world: World, path: Path) -> None:
     """Generates from the first frame and caption of the stream's first sample, always the same. Every rank must call it."""
     batch = reader.read(stream, root, {"rgb"}, recipe.reading, [0]).batch
-    first = ((batch.rgb[0, 0].numpy() + 1) * 127.5).round().astype(np.uint8)
+    first = batch.rgb[0, 0].numpy()
     frames, height, width = batch.rgb.shape[1:4]
     with parallel.precision(recipe.parallel, world.device):
         clip = generate(
@@ -31,21 +31,30 @@ def write(recipe: TrainRecipe, root: str, stream: Stream, models: Models, world:
         )
     if world.is_first:
         path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), sheet(clip)[..., ::-1])
+        rows = panels(clip)
+        cv2.imwrite(str(path), np.concatenate([np.concatenate(list(_spread(row)), axis=1) for row in rows])[..., ::-1])
+        left, right = (np.concatenate(half, axis=1) for half in (rows[0::2], rows[1::2]))
+        path.with_suffix(".mp4").write_bytes(codecs.encode_rgb(np.concatenate((left, right), axis=2), clip.fps))
 
 
-def sheet(clip: AnnotatedClip) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB, depth, flow, length of scene flow and what moves, from top to bottom; time runs to the right."""
-    rows = [clip.rgb]
-    if clip.depth is not None:
-        rows.append(pictures.depth(clip.depth.z, clip.depth.valid))
-    if clip.flow is not None:
-        rows.append(pictures.flow(clip.flow.forward))
-    if clip.motion is not None:
-        length = np.linalg.norm(clip.motion.scene_flow, axis=-1).astype(np.float32)
-        rows.append(pictures.heat(length, max(float(np.percentile(length, 99)), 1e-6)))
-        rows.append(pictures.marked(clip.rgb, clip.motion.dynamic))
-    return np.concatenate([np.concatenate(list(_spread(row)), axis=1) for row in rows])
+def panels(clip: AnnotatedClip) -> list[UInt8[np.ndarray, "T H W 3"]]:
+    """RGB, depth, flow, points, length of scene flow, what moves; the last of what leads from frame to frame is there twice."""
+    assert clip.depth is not None  # a generated clip has every label
+    assert clip.motion is not None
+    rows = [clip.rgb, pictures.depth(clip.depth.z, clip.depth.valid)]
+    if clip.flow is not None:  # but for models without a geometry latent
+        rows.append(_closed(pictures.flow(clip.flow.forward)))
+    else:
+        rows.append(np.zeros_like(clip.rgb))
+    length = np.linalg.norm(clip.motion.scene_flow, axis=-1).astype(np.float32)
+    rows.append(pictures.points(clip.pointmap(), clip.depth.valid))
+    rows.append(_closed(pictures.heat(length, max(float(np.percentile(length, 99)), 1e-6))))
+    rows.append(pictures.marked(clip.rgb, clip.motion.dynamic))
+    return rows
+
+
+def _closed(pairs: UInt8[np.ndarray, "P H W 3"]) -> UInt8[np.ndarray, "T H W 3"]:
+    return np.concatenate((pairs, pairs[-1:]))
 
 
 def _spread(frames: UInt8[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "N H W 3"]:

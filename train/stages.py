@@ -37,6 +37,8 @@ LABELS = LATENT | {
     "motion.key_scene_flow_valid",
 }
 """And those that the decoder is held against."""
+KEY_LABELS = LABELS - {"rgb", "flow.forward"}
+"""Of these, what is still read where the latents are known."""
 
 
 class Generator(Knobs):
@@ -49,6 +51,10 @@ class Generator(Knobs):
     @property
     def parts(self) -> frozenset[str]:
         return LATENT
+
+    @property
+    def parts_beside_latents(self) -> frozenset[str]:
+        return frozenset()
 
     def trainable(self, models: Models) -> Modules:
         from train.models import lora
@@ -71,6 +77,10 @@ class Decoder(Knobs):
     @property
     def parts(self) -> frozenset[str]:
         return LABELS
+
+    @property
+    def parts_beside_latents(self) -> frozenset[str]:
+        return KEY_LABELS
 
     def trainable(self, models: Models) -> Modules:
         return {"dpt": models.dpt}
@@ -100,6 +110,10 @@ class Joint(Knobs):
     def parts(self) -> frozenset[str]:
         return LABELS
 
+    @property
+    def parts_beside_latents(self) -> frozenset[str]:
+        return KEY_LABELS
+
     def trainable(self, models: Models) -> Modules:
         from train.models import lora
 
@@ -120,7 +134,11 @@ class SelfSupervised(Knobs):
 
     @property
     def parts(self) -> frozenset[str]:
-        return LATENT | {"cameras", "key_flow", "motion.dynamic"}
+        return LATENT | self.parts_beside_latents
+
+    @property
+    def parts_beside_latents(self) -> frozenset[str]:
+        return frozenset({"cameras", "key_flow", "motion.dynamic"})
 
     def trainable(self, models: Models) -> Modules:
         return {"dpt": models.dpt}

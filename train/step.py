@@ -71,11 +71,14 @@ class Stepper:
         self.sums = Sums()
         self.waited = 0.0
         """Seconds spent waiting for data."""
+        self._seen: list[tuple[dict[str, Tensor], tuple[str, ...]]] = []
+        """Losses of the step's micro-batches, and whose they are."""
 
     def __call__(self, batches: Iterator[Loaded], step: int, phase_step: int, stop: threading.Event) -> Done:
         """Does step `step` of the run, `phase_step` of the phase (both counted from 0). `stop`: this rank is asked to end."""
         micro_batches = self.recipe.batch // self.world.data_size // self.recipe.parallel.micro_batch
         weight, failures, ids = 0.0, [], []
+        self._seen.clear()
         for micro in range(micro_batches):
             loaded = self._next(batches)
             with parallel.accumulating(self.learned.values(), last=micro == micro_batches - 1):
@@ -108,10 +111,11 @@ class Stepper:
         """Adds the gradient of Σ weight · loss over the mean share of a rank: ranks are averaged, so all is over the batch."""
         batch = loaded.batch.to(self.world.device)
         noise = Noise(seed=self.recipe.seed, positions=loaded.positions)
-        share = torch.tensor(self.recipe.batch / self.world.data_size, device=self.world.device)
+        share = torch.full((), self.recipe.batch / self.world.data_size, device=self.world.device)
         with parallel.precision(self.recipe.parallel, self.world.device):
             losses = self.phase.stage.loss(self.models, batch, noise, share)
         losses["total"].backward()
+        self._seen.append(({name: loss.detach() for name, loss in losses.items()}, batch.ids))
         self.sums.add({f"loss.{name}": loss * share for name, loss in losses.items()})
         self.sums.add({"weight": batch.weight.sum()})
         if len(loaded.positions) == 1 and "diffusion_rgb" in losses:
@@ -125,9 +129,7 @@ class Stepper:
                     parameter.grad.mul_(self.recipe.batch / weight)
         norm = float(parallel.clip(self.parameters, self.recipe.adam.max_norm))
         if norm != norm or norm == float("inf"):
-            everyone = self._of_all(ids)
-            self.log.event("gradient_not_finite", step=step, samples=everyone)
-            raise ValueError(f"step {step}: the gradient is not finite; its samples are {', '.join(everyone)}")
+            raise ValueError(f"step {step}: {self._not_finite(step, ids)}")
         updated = weight > 0 and not self._is_spike(step, norm, ids)
         if updated:
             for group in self.optimizer.param_groups:
@@ -138,6 +140,17 @@ class Stepper:
         for module in self.learned.values():
             module.zero_grad(set_to_none=True)
         return norm, updated
+
+    def _not_finite(self, step: int, ids: list[str]) -> str:
+        """Which losses of which samples, if it came from a loss; else whose gradients were summed."""
+        bad = [(losses, names) for losses, names in self._seen if not torch.isfinite(losses["total"])]
+        terms = [name for losses, _ in bad for name, loss in losses.items() if not torch.isfinite(loss)]
+        terms, samples = sorted(set(self._of_all(terms))), self._of_all([name for _, names in bad for name in names])
+        everyone = samples or self._of_all(ids)
+        self.log.event("gradient_not_finite", step=step, samples=everyone, losses=terms)
+        if samples:
+            return f"{', '.join(terms)} not finite in {', '.join(samples)}"
+        return f"the gradient is not finite; its samples are {', '.join(everyone)}"
 
     def _is_spike(self, step: int, norm: float, ids: list[str]) -> bool:
         factor = self.recipe.adam.skip_spikes

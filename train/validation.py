@@ -12,7 +12,7 @@ from train.log import Sums
 from train.models.parts import Models
 from train.noise import Noise
 from train.parallel import World
-from train.reader import Samples
+from train.reader import Samples, Wanted
 from train.recipe import Phase, TrainRecipe
 from train.stream import Stream
 
@@ -49,7 +49,7 @@ class Validation:
         samples = Samples(
             self.stream,
             self.root,
-            phase.stage.parts,
+            Wanted.of([phase.stage], self.stream),
             self.recipe.reading,
             first_step=0,
             last_step=steps,

@@ -3,7 +3,9 @@
 Run: python tests/benchmarks/bench_data_wait.py
 
 Clips of 49 frames at 480x720 with every label, as `annotate` writes them; the step takes 2.5 s, which is what one such sample takes
-on a large GPU. The first steps, in which the worker starts, are not counted.
+on a large GPU. The first steps, in which the worker starts, are not counted. Each stage decodes everything, and then reads its
+labels beside latents that are kept (numbers at random in their place: what counts is their size). Core-seconds of a sample, and
+those that the trainer itself spends on taking it over, mean something on a machine that does other work as well; the wait does not.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
@@ -27,7 +30,10 @@ from shared.clip import AnnotatedClip, Flow  # noqa: E402
 from shared.index import SELECTION  # noqa: E402
 from shared.members import Store  # noqa: E402
 from train import reader  # noqa: E402
+from train.encoded import Encoded  # noqa: E402
+from train.latent_cache import LatentCache, LatentWriter  # noqa: E402
 from train.recipe import Reading  # noqa: E402
+from train.sample import Batch  # noqa: E402
 from train.size import Size  # noqa: E402
 from train.stages import Generator, Joint  # noqa: E402
 from train.stream import Stream  # noqa: E402
@@ -91,13 +97,29 @@ def write(root: Path, size: Size, num_clips: int) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SELECTION)
 
 
-def waits(samples: reader.Samples, step_seconds: float) -> Iterable[float]:
-    """Seconds each step waited, as the trainer counts them: a batch is let go while the next step runs."""
+def keep_latents(samples: reader.Samples) -> None:
+    """As the trainer would have kept them for every clip."""
+    assert samples._fetcher.latents is not None
+    for item in range(len(samples)):
+        batch = samples[item].batch
+        if batch.cache_names:
+            frames, height, width = batch.rgb.shape[1:4]
+            shape = (1, (frames - 1) // 4 + 1, 16, height // 8, width // 8)
+            names = ("rgb_mean", "rgb_std", "geometry_mean", "geometry_std")
+            each = {name: torch.randn(shape).bfloat16() for name in names}
+            numbers = {name: torch.ones(1) for name in ("depth_min", "depth_max", "flow_max")}
+            writer = LatentWriter(samples._fetcher.latents, 100.0)
+            writer.put(batch, Encoded(**each, **numbers))
+            writer.finish()
+
+
+def waits(samples: reader.Samples, step_seconds: float) -> Iterable[tuple[float, float]]:
+    """Seconds each step waited, as the trainer counts them, and its core-seconds; a batch is let go while the next step runs."""
     loaded, held = reader.batches(samples), None
     for _ in range(len(samples)):
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.thread_time()
         fresh = next(loaded)
-        yield time.perf_counter() - started
+        yield time.perf_counter() - started, time.thread_time() - cpu
         held = fresh
         time.sleep(step_seconds)
     del held
@@ -116,23 +138,48 @@ def main() -> None:
         table = write(root, size, asked.clips)
         print(f"{asked.clips} clips of {size}, {sum(p['size'] for p in table['parts'][0].as_py()) / 1e6:.1f} MB each")
         stream = Stream(table, batch=1, sizes=[size])
-        for stage in (Generator(), Joint()):
-            started, cpu = time.perf_counter(), time.process_time()
-            reader.read(stream, name, stage.parts, Reading(), [0])
-            cost = time.process_time() - cpu
-            print(f"{stage.kind}: a sample takes {cost:.2f} core-seconds ({time.perf_counter() - started:.2f} s here)")
+        cache = LatentCache(folder=root / "latents", identity="bench")
+        for stage, latents in ((Generator(), None), (Joint(), None), (Generator(), cache), (Joint(), cache)):
             samples = reader.Samples(
                 stream,
                 name,
-                stage.parts,
+                reader.Wanted.of([stage], stream),
                 Reading(workers=asked.workers),
                 first_step=0,
                 last_step=asked.steps + WARM_UP,
                 micro_batch=1,
+                latents=latents,
             )
+            if latents is not None:
+                keep_latents(samples)
+            found = f"{stage.kind}{', latents kept' if latents else ''}"
+            samples[0]
+            cpu = time.process_time()
+            for item in range(1, 4):
+                batch = samples[item].batch
+            cost = (time.process_time() - cpu) / 3
+            size_mb = sum(t.untyped_storage().nbytes() for t in tensors(batch)) / 1e6
+            print(
+                f"{found}: a sample takes {cost:.3f} core-seconds to read and decode, {size_mb:.0f} MB to hand over",
+                flush=True,
+            )
+            samples._under_way.clear()
+            samples._pool = None  # threads do not travel to workers
             waited = list(waits(samples, asked.step_seconds))[WARM_UP:]
-            share = sum(waited) / (sum(waited) + asked.steps * asked.step_seconds)
-            print(f"{stage.kind}: data wait {100 * share:.2f} % of the time, {asked.workers} worker(s)", flush=True)
+            share = sum(wall for wall, _ in waited) / (
+                sum(wall for wall, _ in waited) + asked.steps * asked.step_seconds
+            )
+            own = sum(cpu for _, cpu in waited) / asked.steps
+            print(
+                f"{found}: data wait {100 * share:.2f} % of the time, {asked.workers} worker(s); "
+                f"of it {100 * own / asked.step_seconds:.3f} % is the trainer's own work",
+                flush=True,
+            )
+
+
+def tensors(batch: Batch) -> list[torch.Tensor]:
+    found = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    return found + (list(vars(batch.encoded).values()) if batch.encoded else [])
 
 
 if __name__ == "__main__":

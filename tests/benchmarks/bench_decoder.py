@@ -10,6 +10,7 @@ constant depth, a camera that never moves, a still world.
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import scene
 
-from train import evaluate, models, pose, sample
+from train import evaluate, latents, models, pose, sample
 from train.losses import CamerasTerm, Decoding
 from train.models.parts import Models
 from train.noise import Noise, generator
@@ -114,7 +115,7 @@ def pictures(path: str, predicted: list[Predicted], data: list[Batch]) -> None:
 
     figure, axes = pyplot.subplots(2 * len(data), 4, figsize=(12, 4 * len(data)), squeeze=False)
     for i, (ours, batch) in enumerate(zip(predicted, data)):
-        axes[2 * i, 0].imshow((batch.rgb[0, 4] + 1) / 2)
+        axes[2 * i, 0].imshow(batch.rgb[0, 4])
         far, fast = batch.key_depth[0, 1].max(), batch.scene_flow[0, 1].norm(dim=-1).max()
         for row, one, seen in (
             (2 * i, ours, ours.dynamic_logit.sigmoid()),
@@ -140,14 +141,14 @@ def main() -> None:
     parse.add_argument(
         "--cameras", type=float, default=100.0, help="weight of L_cam; the paper's is 1, for long training"
     )
-    parse.add_argument("--cache", default="")
     parse.add_argument("--pictures", default="")
     asked = parse.parse_args()
     torch.set_num_threads(1)
     built = models.build(models.ModelKnobs(base=asked.base, decoder=asked.decoder))
-    data, unseen = clips(0, asked.scenes), clips(HELD_OUT, asked.held_out)
-    if asked.cache:
-        built = built.cached(Path(asked.cache))
+    data, unseen = (
+        [replace(one, encoded=latents.encode_batch(built.vae, one, built.knobs.latent)) for one in batches]
+        for batches in (clips(0, asked.scenes), clips(HELD_OUT, asked.held_out))
+    )
     train(built, data, asked.minutes, asked.rate, asked.cameras)
     with torch.no_grad():
         ours = [built.dpt(built.latents(batch).geometry.mean) for batch in unseen]

@@ -1,12 +1,16 @@
 """What only a GPU can show: every stage in bfloat16 arithmetic, sharded by nccl, compiled, and resumed."""
 
+import examples
 import pytest
 import ranks
 import test_loop
 import torch
 
-from train import parallel
+from train import models, parallel
+from train.models import ModelKnobs
+from train.noise import Noise
 from train.recipe import Parallel
+from train.stages import Decoder, Generator, Joint
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,6 +61,32 @@ def test_two_and_two_steps_are_four(root, tmp_path):
     assert test_loop.train(ranks.generator(4), root, tmp_path / "halves").finished
     assert test_loop.losses(tmp_path / "halves") == test_loop.losses(tmp_path / "four")
     test_loop.assert_equal(test_loop.weights(tmp_path / "halves"), test_loop.weights(tmp_path / "four"))
+
+
+def test_kept_latents_train_the_same_bits(root, tmp_path):
+    for name in ("live", "filling", "kept"):
+        cache = "" if name == "live" else str(tmp_path / "cache")
+        assert test_loop.train(ranks.recipe(latent_cache=cache), root, tmp_path / name).finished
+    assert test_loop.losses(tmp_path / "filling") == test_loop.losses(tmp_path / "live")
+    assert test_loop.losses(tmp_path / "kept") == test_loop.losses(tmp_path / "live")
+
+
+@pytest.mark.parametrize("stage", [Generator(), Decoder(), Joint()], ids=lambda stage: stage.kind)
+def test_no_stage_waits_for_the_device(stage):
+    """As `test_no_waits` has it without a GPU, here told by CUDA itself."""
+    built = models.build(ModelKnobs()).to("cuda")
+    batch = examples.batch("orbit", "lateral").mapped(torch.Tensor.pin_memory).to("cuda")
+    for module in stage.trainable(built).values():
+        module.requires_grad_(True)
+    total_weight = torch.ones((), device="cuda")
+    for told in ("default", "error"):  # the first time, libraries are loaded
+        torch.cuda.set_sync_debug_mode(told)
+        try:
+            losses = stage.loss(built, batch, Noise(seed=0, positions=(3, 4)), total_weight)
+            losses["total"].backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert losses["total"].isfinite()
 
 
 def test_attention_is_kept_whatever_its_kernel():

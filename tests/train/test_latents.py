@@ -76,9 +76,9 @@ def test_without_any_depth_everything_stays_finite():
 
 def test_latents_have_the_transformers_shape_and_scale():
     models, batch = examples.built(), examples.batch("orbit")
-    moments = latents.encode(models.vae, batch.rgb)
+    moments = latents.encode(models.vae, sample.unit(batch.rgb))
     assert moments.mean.shape == (1, 3, 16, 6, 8)
-    raw = models.vae.encode(batch.rgb.permute(0, 4, 1, 2, 3)).latent_dist
+    raw = models.vae.encode(sample.unit(batch.rgb).permute(0, 4, 1, 2, 3)).latent_dist
     assert torch.allclose(moments.mean, 0.7 * raw.mean.transpose(1, 2))
     assert torch.allclose(moments.std, 0.7 * raw.std.transpose(1, 2))
     assert latents.decode(models.vae, moments.mean).shape == batch.rgb.shape
@@ -88,7 +88,7 @@ def test_latents_have_the_transformers_shape_and_scale():
 def test_no_frame_is_padded(frames):
     """8N + 1 frames are 2N + 1 latent frames, and the transformer gives back as many."""
     models, batch = examples.built(), examples.batch("orbit")
-    video = batch.rgb[:, :1].expand(-1, frames, -1, -1, -1)
+    video = sample.unit(batch.rgb)[:, :1].expand(-1, frames, -1, -1, -1)
     latent = latents.encode(models.vae, video).mean
     assert latent.shape[1] == (frames - 1) // 4 + 1
     seen = []
@@ -102,7 +102,7 @@ def test_no_frame_is_padded(frames):
 
 def test_the_image_conditions_the_first_latent_frame_alone():
     models, batch = examples.built(), examples.batch("orbit", "lateral")
-    image = batch.rgb[:, 0]
+    image = sample.unit(batch.rgb[:, 0])
     plain = latents.image_condition(models.vae, image, 3, _noise(2), blur=False)
     assert plain.shape == (2, 3, 16, 6, 8)
     assert plain[:, 0].abs().max() > 0
@@ -114,28 +114,13 @@ def test_the_image_conditions_the_first_latent_frame_alone():
 
 def test_image_noise_belongs_to_the_sample():
     models, batch = examples.built(), examples.batch("orbit", "lateral")
-    together = latents.image_condition(models.vae, batch.rgb[:, 0], 3, Noise(seed=0, positions=(5, 9)), blur=True)
-    alone = latents.image_condition(models.vae, batch.rgb[1:, 0], 3, Noise(seed=0, positions=(9,)), blur=True)
-    assert torch.allclose(together[1], alone[0], atol=1e-5)
-
-
-def test_the_cache_gives_back_what_was_encoded_and_notices_every_change(tmp_path):
-    models, batch = examples.built(), examples.batch("orbit", "lateral")
-    cache = latents.LatentCache(tmp_path, models.vae, KNOBS)
-    fresh = latents.encode_batch(models.vae, batch, KNOBS)
-    for found in (cache(batch), cache(batch)):
-        assert torch.allclose(found.geometry.mean, fresh.geometry.mean, atol=2e-3)
-        assert torch.allclose(found.rgb.std, fresh.rgb.std, rtol=2e-3)
-        assert torch.equal(found.ranges.flow_max, fresh.ranges.flow_max)
-    names = set(tmp_path.iterdir())
-    assert len(names) == 2
-    changes = (
-        latents.LatentCache(tmp_path, models.vae, LatentKnobs(depth_high=0.9)),
-        latents.LatentCache(tmp_path, examples.built(seed=1).vae, KNOBS),
+    together = latents.image_condition(
+        models.vae, sample.unit(batch.rgb[:, 0]), 3, Noise(seed=0, positions=(5, 9)), blur=True
     )
-    for other in changes:
-        assert other._path(batch, 0) not in names
-    assert cache._path(replace(batch, flow=batch.flow + 1), 0) not in names
+    alone = latents.image_condition(
+        models.vae, sample.unit(batch.rgb[1:, 0]), 3, Noise(seed=0, positions=(9,)), blur=True
+    )
+    assert torch.allclose(together[1], alone[0], atol=1e-5)
 
 
 def test_captions_keep_all_tokens_and_padding_counts():

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import cv2
 import pyarrow.parquet as pq
@@ -12,10 +13,12 @@ import ranks
 import torch
 from safetensors.torch import load_file
 
+from shared import codecs
 from shared.knobs import load
 from train import loop, step
 from train.log import read
 from train.recipe import Adam, Parallel, Reading
+from train.size import Size
 
 
 def train(recipe, root, run):
@@ -225,6 +228,27 @@ def test_a_gradient_that_is_not_finite_names_its_samples(root, tmp_path, monkeyp
     assert all(name in str(refusal.value) for name in event["samples"])
 
 
+def test_a_loss_that_is_not_finite_names_its_terms_and_its_sample(root, tmp_path, monkeypatch):
+    """Of the two samples of the step, the second has a label that is nan."""
+    plain = step.Stepper._next
+
+    def torn(self, batches):
+        loaded = plain(self, batches)
+        if loaded.positions != (1,):
+            return loaded
+        bad = torch.full_like(loaded.batch.scene_flow, float("nan"))
+        return replace(loaded, batch=replace(loaded.batch, scene_flow=bad))
+
+    monkeypatch.setattr(step.Stepper, "_next", torn)
+    decoder = [{**phase, "steps": 1} for phase in ranks.BASE.model_dump()["phases"][1:2]]
+    with pytest.raises(ValueError, match="step 0: scene_flow, total not finite in ") as refusal:
+        train(ranks.recipe(phases=decoder), root, tmp_path)
+    (event,) = events(tmp_path, "gradient_not_finite")
+    assert event["losses"] == ["scene_flow", "total"]
+    assert len(event["samples"]) == 1
+    assert str(refusal.value).endswith(event["samples"][0])
+
+
 def test_a_spike_is_left_out_and_recorded(root, tmp_path, monkeypatch):
     """The third gradient is ten times longer than those before."""
     norms = iter([1.0, 1.0, 10.0, 1.0])
@@ -262,11 +286,27 @@ def test_the_memory_a_run_takes_is_known_before_it_starts(root):
     assert loop.preflight.state_bytes(averaged, built) == 4 * (2 * everything + 3 * (count["dit"] + count["dpt"]))
 
 
+def test_activations_count_where_they_outweigh_gradients(root):
+    """Full size: 104 MiB a block and sample for its input alone (training.md, section 3), 25 times as much where all is kept."""
+    built, size = loop.models.build(ranks.BASE.model), Size()
+    recipe = ranks.generator(1, sizes=(size,), parallel=Parallel(recompute="full", micro_batch=2))
+    tokens, width, layers = 16 + 13 * 30 * 45, 32, 2
+    assert loop.preflight.activation_bytes(recipe, built) == 2 * layers * width * tokens * 2
+    with loop.parallel.join() as world:
+        few = loop.preflight.needed_bytes(recipe, built, world)
+        kept = recipe.model_copy(update={"parallel": Parallel(recompute="none", micro_batch=2)})
+        most = loop.preflight.needed_bytes(kept, built, world)
+    state, gradients = (loop.preflight.state_bytes(recipe, built), 4 * sum(p.numel() for p in built.dit.parameters()))
+    assert few == max(state, state - gradients + 4 * layers * width * tokens)
+    assert most == state - gradients + 25 * 4 * layers * width * tokens
+
+
 def test_generated_clips_are_drawn_on_the_way(root, four, tmp_path):
-    """Five rows of five frames; and drawing them changes nothing."""
+    """Six rows of five frames, and six panels of nine; and drawing them changes nothing."""
     logging = ranks.BASE.logging.model_copy(update={"sample_every": 2})
     train(ranks.generator(2, logging=logging), root, tmp_path)
-    (picture,) = (tmp_path / "samples").iterdir()
-    assert picture.name == "00000002.png"
-    assert cv2.imread(str(picture)).shape == (5 * 32, 5 * 48, 3)
+    video, picture = sorted((tmp_path / "samples").iterdir())
+    assert (video.name, picture.name) == ("00000002.mp4", "00000002.png")
+    assert cv2.imread(str(picture)).shape == (6 * 32, 5 * 48, 3)
+    assert codecs.decode_rgb(video.read_bytes()).shape == (9, 3 * 32, 2 * 48, 3)
     assert losses(tmp_path) == losses(four)[:2]

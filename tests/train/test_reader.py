@@ -11,6 +11,7 @@ import torch
 
 from shared import files, shards
 from train import reader
+from train.reader import Wanted
 from train.recipe import Reading
 from train.sample import from_clip
 from train.size import Size
@@ -29,8 +30,9 @@ ALL = ("train", "validation")
 
 
 def samples(root, stream, *, parts=LABELS, knobs=HERE, first=0, last=3, micro=1, rank=0, world=1):
+    wanted = Wanted(parts=frozenset(parts))
     return reader.Samples(
-        stream, str(root), parts, knobs, first_step=first, last_step=last, micro_batch=micro, rank=rank, world=world
+        stream, str(root), wanted, knobs, first_step=first, last_step=last, micro_batch=micro, rank=rank, world=world
     )
 
 
@@ -39,7 +41,7 @@ def everything(loaded):
     found = {}
     for one in loaded:
         for row, position in enumerate(one.positions):
-            tensors = [getattr(one.batch, f.name) for f in fields(one.batch) if f.name not in ("ids", "captions")]
+            tensors = [v for f in fields(one.batch) if isinstance(v := getattr(one.batch, f.name), torch.Tensor)]
             found[position] = (one.batch.ids[row], [tensor[row] for tensor in tensors])
     return found
 
@@ -94,7 +96,7 @@ def test_only_what_the_stage_needs_is_read(root, monkeypatch):
     asked = {}
     for parts in (Generator().parts, Joint().parts, {"cameras"}):
         ranges.clear()
-        members = reader.Fetcher(str(root), parts, HERE)(row)
+        members = reader.Fetcher(str(root), Wanted(parts=frozenset(parts)), HERE)(stream[0], row).members
         asked[len(members)] = sum(length for _, length in ranges)
     assert min(asked) == 2  # cameras and json
     assert asked[2] <= size_of["cameras.npz"] + size_of["json"] + 2 * 1024 < sum(size_of.values()) / 5
@@ -165,7 +167,9 @@ def test_what_is_kept_is_the_same_and_read_once(root, monkeypatch):
     plain = everything(reader.batches(samples(root, stream, last=9)))
     reads: list[str] = []
     read = reader.Fetcher.__call__
-    monkeypatch.setattr(reader.Fetcher, "__call__", lambda self, row: reads.append(row["clip_id"]) or read(self, row))
+    monkeypatch.setattr(
+        reader.Fetcher, "__call__", lambda self, draw, row: reads.append(row["clip_id"]) or read(self, draw, row)
+    )
     keeping = HERE.model_copy(update={"keep": True})
     assert_same(everything(reader.batches(samples(root, stream, knobs=keeping, last=9))), plain)
     assert len(reads) == len(set(reads)) == stream.table.num_rows
@@ -226,6 +230,6 @@ class Dying(reader.Samples):
 def test_a_worker_that_dies_is_a_sentence(root):
     stream = Stream(root, batch=1, sizes=[SHORT], splits=ALL)
     knobs = Reading(workers=1, threads=1)
-    dying = Dying(stream, str(root), LABELS, knobs, first_step=0, last_step=3, micro_batch=1)
+    dying = Dying(stream, str(root), Wanted(parts=LABELS), knobs, first_step=0, last_step=3, micro_batch=1)
     with pytest.raises(ValueError, match="a decoding worker died"):
         next(reader.batches(dying))

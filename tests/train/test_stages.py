@@ -55,7 +55,7 @@ def test_a_sample_of_weight_zero_contributes_exactly_nothing(stage):
     of, batch = _models(), examples.batch("many_moving", "orbit")
     silent = replace(batch, weight=torch.tensor([1.0, 0.0]))
     other = replace(silent, rgb=silent.rgb.clone(), scene_flow=silent.scene_flow.clone())
-    other.rgb[1] *= -1
+    other.rgb[1] ^= 255
     other.scene_flow[1] += 3
     first, second = (_gradients(stage, of, one, NOISE) for one in (silent, other))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -111,11 +111,12 @@ def test_clips_without_geometry_still_teach_rgb():
     assert found["diffusion_rgb"] > 0
 
 
-def test_a_loss_that_is_not_finite_is_refused_by_name():
+def test_a_loss_that_is_not_finite_leaves_no_gradient_that_is():
+    """Nothing may ask for its value in the middle of a step; the step meets it at its end, in the length of the gradient."""
     of, batch = _models(), examples.batch("orbit")
     torn = replace(batch, scene_flow=torch.full_like(batch.scene_flow, float("nan")))
-    with pytest.raises(ValueError, match=r"scene_flow, total not finite in scene-orbit"):
-        Decoder().loss(of, torn, Noise(seed=0, positions=(0,)))
+    gradients = _gradients(Decoder(), of, torn, Noise(seed=0, positions=(0,)))
+    assert not any(torch.isfinite(value).all() for value in gradients.values())
 
 
 @pytest.mark.parametrize("name", ARMS)
@@ -171,9 +172,3 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 def test_a_base_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no vae in the diffusers layout"):
         models.build(models.ModelKnobs(base=str(tmp_path)))
-
-
-def test_a_cached_model_trains_alike(tmp_path):
-    of, batch = _models(), examples.batch("orbit", "lateral")
-    plain, cached = Decoder().loss(of, batch, NOISE), Decoder().loss(of.cached(tmp_path), batch, NOISE)
-    assert plain["total"].item() == pytest.approx(cached["total"].item(), rel=1e-2)

@@ -64,7 +64,7 @@ def agreement(predicted: Predicted, batch: Batch) -> Float[Tensor, " B"]:
     points = (predicted.points - lifted).abs().sum(-1).flatten(1).mean(1)
     static = masked_mean(predicted.scene_flow.abs().sum(-1), ~batch.dynamic)
     scale = lifted.norm(dim=-1).flatten(1).mean(1).clamp_min(1e-6).log().square()
-    identity = predicted.camera.new_tensor([0.0, 0, 0, 0, 0, 0, 1])
+    identity = F.pad(predicted.camera.new_ones(1), (6, 0))
     first = (predicted.camera[:, 0, :7] - identity).square().mean(-1)
     return (points + static + scale + first) * batch.has_key_flow
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shared import knobs as knobs_of
 from train import diffusion, latents
+from train.latent_cache import LatentWriter
 from train.models import DecoderKnobs, ModelKnobs, dit, lora, pooling
 from train.models.dpt import TemporalDPT
 from train.sample import Batch
@@ -76,22 +77,25 @@ class Models:
     dit: dit.Transformer
     dpt: TemporalDPT
     alpha_bar: Float64[Tensor, " steps"]
-    cache: latents.LatentCache | None = None
-    """Latents on disk; None encodes every batch anew."""
+    cache: LatentWriter | None = None
+    """Keeps the latents that had to be made; None: nothing is kept."""
 
     @property
     def device(self) -> torch.device:
         return self.dit.device
 
     def latents(self, batch: Batch) -> latents.Latents:
-        """Of the batch's two videos."""
-        if self.cache is not None:
-            return self.cache(batch)
-        return latents.encode_batch(self.vae, batch, self.knobs.latent)
+        """Of the batch's two videos; encoded only where the batch does not bring them."""
+        encoded = batch.encoded
+        if encoded is None:
+            encoded = latents.encode_batch(self.vae, batch, self.knobs.latent, alone=self.cache is not None)
+            if self.cache is not None:
+                self.cache.put(batch, encoded)
+        return latents.scaled(self.vae, encoded)
 
-    def cached(self, folder: Path) -> "Models":
-        """The same models with latents kept in `folder`."""
-        return replace(self, cache=latents.LatentCache(folder, self.vae, self.knobs.latent))
+    def cached(self, cache: LatentWriter | None) -> "Models":
+        """The same models, what they encode kept."""
+        return replace(self, cache=cache)
 
     def to(self, device: torch.device | str) -> "Models":
         """Moves every part, in place."""
