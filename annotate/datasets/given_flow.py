@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Int64
+from torch import Tensor
 
 from annotate.datasets.dataset import Field
 from shared import camera, codecs, warp
@@ -15,7 +16,7 @@ UNKNOWN_FLOW_PX = 8.0
 """The uncertainty of flow where a data set gives none: what asks for certain flow passes it over."""
 LONGEST_RIGID_PX = 500.0
 SMOOTH_PX = 0.5
-"""Flow of four pixels around that differs by less is one surface's: between them is interpolated."""
+"""Flow that differs by less among a pixel and the eight around it is one surface's: between them is interpolated."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,14 @@ class Given:
             )
         forward, backward = self.forward, self.backward
         key_forward, key_backward = self.key_forward, self.key_backward
-        if _none_missing(forward):
-            key_forward = [given or _strung(forward, backward, p) for p, given in enumerate(key_forward)]
-            if _none_missing(backward):
-                key_backward = [given or _strung_back(forward, backward, p) for p, given in enumerate(key_backward)]
+        ahead = [field for field in forward if field is not None]
+        back = [field for field in backward if field is not None]
+        if len(ahead) == len(forward) and not all(key_forward):
+            key_forward = [given or made for given, made in zip(key_forward, _strung(ahead, backward))]
+        if len(back) == len(forward) == len(ahead) and not all(key_backward):
+            first = len(key_backward) * KEY_STRIDE  # frames after the last key frame lead to none
+            made = _strung(back[:first][::-1], ahead[:first][::-1])[::-1]
+            key_backward = [given or one for given, one in zip(key_backward, made)]
         backward, key_backward = (
             _turned(clip, forward, backward, 1),
             _turned(clip, key_forward, key_backward, KEY_STRIDE),
@@ -86,12 +91,10 @@ def _flow(
     """Given flow of every pair. Where it is not known it is what a rigid world shows, and uncertain."""
     if not _none_missing(forward) or not _none_missing(backward):
         return None
-    first, second = _ways(clip, stride)
-    ahead, back = rigid(clip, first, second)[0], rigid(clip, second, first)[0]
     uncertain = np.stack([~f.valid | (f.hidden if f.hidden is not None else False) for f in forward if f is not None])
     return Flow(
-        forward=_filled(forward, ahead),
-        backward=_filled(backward, back),
+        forward=_filled(clip, forward, stride, ahead=True),
+        backward=_filled(clip, backward, stride, ahead=False),
         stride=stride,
         uncertainty=np.where(uncertain, UNKNOWN_FLOW_PX, 0).astype(np.float32) if uncertain.any() else None,
         source=source,
@@ -99,10 +102,17 @@ def _flow(
 
 
 def _filled(
-    fields: Sequence[Field | None], otherwise: Float32[np.ndarray, "P H W 2"]
+    clip: AnnotatedClip, fields: Sequence[Field | None], stride: int, *, ahead: bool
 ) -> Float32[np.ndarray, "P H W 2"]:
-    known = [field for field in fields if field is not None]
-    return np.stack([np.where(f.valid[..., None], bounded(f.values), o) for f, o in zip(known, otherwise)])
+    out = np.zeros((len(fields), *clip.shape[1:], 2), np.float32)
+    for p, field in enumerate(fields):
+        assert field is not None
+        out[p] = bounded(field.values)
+        if not field.valid.all():
+            here, there = np.array([p * stride]), np.array([(p + 1) * stride])
+            still = rigid(clip, here, there)[0][0] if ahead else rigid(clip, there, here)[0][0]
+            out[p] = np.where(field.valid[..., None], out[p], still)
+    return out
 
 
 def bounded(flow: Float32[np.ndarray, "H W 2"]) -> Float32[np.ndarray, "H W 2"]:
@@ -167,61 +177,49 @@ def landed(field: Field, z: Float32[np.ndarray, "H W"]) -> tuple[Places, Places]
     return (row[inside], column[inside]), ends
 
 
-def _strung(forward: Sequence[Field | None], backward: Sequence[Field | None], p: int) -> Field:
-    """Over the frames from key frame p to the next."""
-    frames = range(p * KEY_STRIDE, (p + 1) * KEY_STRIDE)
-    return strung([_field(forward[t]) for t in frames], [backward[t] for t in frames])
+def _strung(steps: Sequence[Field], backs: Sequence[Field | None]) -> list[Field]:
+    """From each key frame to the next, over the frames between; `backs` lead back from where `steps` lead."""
+    images = [_smooth(step) for step in steps]
+    returns = [None if back is None else _smooth(back) for back in backs]
+    starts = range(0, len(steps) - KEY_STRIDE + 1, KEY_STRIDE)
+    return [_followed(steps[s], images[s : s + KEY_STRIDE], returns[s : s + KEY_STRIDE]) for s in starts]
 
 
-def _strung_back(forward: Sequence[Field | None], backward: Sequence[Field | None], p: int) -> Field:
-    frames = range((p + 1) * KEY_STRIDE - 1, p * KEY_STRIDE - 1, -1)
-    return strung([_field(backward[t]) for t in frames], [forward[t] for t in frames])
-
-
-def _field(field: Field | None) -> Field:
-    assert field is not None
-    return field
-
-
-def strung(steps: Sequence[Field], backs: Sequence[Field | None]) -> Field:
+def _followed(
+    first: Field, images: Sequence[Float32[Tensor, "H W 3"]], returns: Sequence[Float32[Tensor, "H W 3"] | None]
+) -> Field:
     """One field for several steps: each pixel's flow is followed from frame to frame, as long as it is seen.
 
-    Valid where the four pixels around every stop tell of one surface, nothing hides it, and the way back (where it is given)
+    Valid where the pixels around every stop tell of one surface, nothing hides it, and the way back (where it is given)
     leads back.
     """
-    centers = camera.pixel_centers(*steps[0].valid.shape)
-    places = centers.clone()
-    valid = torch.ones(steps[0].valid.shape, dtype=torch.bool)
-    for step, back in zip(steps, backs):
-        values, known = _at(step, places, seen=True)
-        ends = places + values
-        valid &= known & warp.in_bounds(ends, *valid.shape)
+    centers = camera.pixel_centers(*first.valid.shape).float()
+    places, valid = centers, torch.from_numpy(first.valid if first.hidden is None else first.valid & ~first.hidden)
+    for number, (image, back) in enumerate(zip(images, returns)):
+        step, known = _at(image, places) if number else (torch.from_numpy(first.values), valid)
+        ends = places + step
+        valid = valid & known & warp.in_bounds(ends, *valid.shape)
         if back is not None:
-            returned, told = _at(back, ends, seen=False)
-            cycle = (values + returned).square().sum(-1)
-            valid &= ~told | (cycle < 0.01 * (values.square().sum(-1) + returned.square().sum(-1)) + 0.5)
-        places = torch.where(valid[..., None], ends, places)
-    values = torch.where(valid[..., None], places - centers, 0.0).float().numpy()
-    return Field(values=values, valid=valid.numpy())
+            returned, told = _at(back, ends)
+            lengths = step.square().sum(-1) + returned.square().sum(-1)
+            valid &= ~told | ((step + returned).square().sum(-1) < 0.01 * lengths + 0.5)
+        places = torch.where(valid[..., None], ends, centers)
+    values = torch.where(valid[..., None], places - centers, 0.0)
+    return Field(values=values.numpy(), valid=valid.numpy())
+
+
+def _smooth(field: Field) -> Float32[Tensor, "H W 3"]:
+    """u, v, and 1 where the eight pixels around tell of the same surface, and it is seen."""
+    import cv2
+
+    good, box = field.valid if field.hidden is None else field.valid & ~field.hidden, np.ones((3, 3), np.uint8)
+    spread = [cv2.dilate(part, box) - cv2.erode(part, box) for part in cv2.split(field.values)]
+    whole = (cv2.erode(good.astype(np.uint8), box) > 0) & (np.maximum(*spread) < SMOOTH_PX)
+    return torch.from_numpy(np.concatenate((field.values, whole[..., None].astype(np.float32)), axis=-1))
 
 
 def _at(
-    field: Field, places: Float64[torch.Tensor, "H W 2"], *, seen: bool
-) -> tuple[Float64[torch.Tensor, "H W 2"], Bool[torch.Tensor, "H W"]]:
-    """The field at these places, and where the pixels around belong together; `seen`: and are not hidden at its end."""
-    good = field.valid & ~field.hidden if seen and field.hidden is not None else field.valid
-    import cv2
-
-    box = np.ones((2, 2), np.uint8)  # pixel (i, j) and the ones before it: those around the corner at (i, j)
-    spread = np.zeros(good.shape, np.float32)
-    for channel in np.moveaxis(np.where(good[..., None], field.values, 0), -1, 0):
-        channel = np.ascontiguousarray(channel, np.float32)
-        spread = np.maximum(spread, cv2.dilate(channel, box) - cv2.erode(channel, box))
-    whole = (cv2.erode(good.astype(np.uint8), box) > 0) & (spread < SMOOTH_PX)
-    corner = (places + 0.5).floor()
-    exactly = ((places - 0.5) - (places - 0.5).round()).abs().amax(-1) < 1e-6
-    image = torch.from_numpy(np.stack((whole, good), -1).astype(np.float64))
-    together = warp.sample(image[..., :1], corner + 0.5, mode="nearest")[..., 0] > 0.5
-    alone = warp.sample(image[..., 1:], places, mode="nearest")[..., 0] > 0.5
-    values = warp.sample(torch.from_numpy(field.values).double(), places)
-    return values, torch.where(exactly, alone, together)
+    image: Float32[Tensor, "H W 3"], places: Float32[Tensor, "H W 2"]
+) -> tuple[Float32[Tensor, "H W 2"], Bool[Tensor, "H W"]]:
+    found = warp.sample(image, places)
+    return found[..., :2], found[..., 2] > 0.999

@@ -254,6 +254,11 @@ def _canonical(
 def _ids(taken: Taken) -> Int32[np.ndarray, "T H W"]:
     """Numbered 1, 2, ... in the order of the data set's numbers; 0 stays 0."""
     ids = np.stack([_given(frame.instances) for frame in taken.frames])
-    names, places = np.unique(np.concatenate(([0], ids.ravel())), return_inverse=True)
-    assert names[0] == 0, "ids are not negative"
-    return places[1:].reshape(ids.shape).astype(np.int32)
+    assert ids.min(initial=0) == 0, "ids are not negative"
+    if ids.max() >= 1 << 24:  # more than colors: no table
+        _, places = np.unique(np.concatenate(([0], ids.ravel())), return_inverse=True)
+        return places[1:].reshape(ids.shape).astype(np.int32)
+    there = np.zeros(int(ids.max()) + 1, bool)
+    there[ids] = True
+    there[0] = False
+    return (np.cumsum(there, dtype=np.int32) * there)[ids]
