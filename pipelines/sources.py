@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from annotate.datasets.dataset import Dataset, Footage
+from annotate.datasets.dataset import Dataset, Footage, place_below
 from pipelines import datasets
 from shared import files
 from shared.index import SCORE
@@ -40,6 +40,8 @@ class Entry:
     """What it is: a video, or a scene of a data set of this kind."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """That the list gives, of every clip of the video: `curate` judges them like those that were measured."""
+    place: str = ""
+    """Of a scene: its folders below SOURCE, by which it may be left out."""
 
 
 def entries(source: str, knobs: Dataset | Footage | None = None) -> Iterator[Entry]:
@@ -73,7 +75,11 @@ def _place(kind: str, root: str) -> str:
 def _scenes(source: str, dataset: Dataset | Footage, root: str) -> Iterator[Entry]:
     """One entry a scene."""
     licence, kind = dataset.licence, dataset.kind
-    found = (Entry(uri=uri, licence=licence, dataset=kind) for uri in datasets.scenes(dataset, _place(kind, root)))
+    top = _place(kind, root)
+    found = (
+        Entry(uri=uri, licence=licence, dataset=kind, place=place_below(top, uri))
+        for uri in datasets.scenes(dataset, top)
+    )
     first = next(found, None)
     if first is None:
         asked = f" that `only` names ({', '.join(only)})" if (only := getattr(dataset, "only", ())) else ""

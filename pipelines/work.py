@@ -75,6 +75,7 @@ class Scenes:
             selfcheck,
         )  # with torch, which a worker that only cuts videos never needs
 
+        self._dataset.refuse_excluded(entry["uri"], entry.get("place") or entry["uri"])
         scene = self._open(entry["uri"])
         spans = importing.spans(scene, self._cut, selfcheck.check(scene))
         spool.write_spans(to, entry["dataset"], importing.as_video(scene.facts, self._cut.fps), spans)
@@ -97,6 +98,7 @@ class Filmed:
     def cut(self, entry: dict[str, Any], to: str) -> None:
         """Raises ValueError with the reason if the data set says that the video is not wanted, or could not be had."""
         uri, cut = entry["uri"], self._recipe.cut
+        self._dataset.refuse_excluded(uri, entry.get("place") or uri)
         note = self._dataset.describe(uri)
         found = video.probe(uri, licence=entry["licence"], caption=note.caption, decoder=cut.decoder)
         spans = cutting.screen_and_cut(found, cut, self._recipe.screen)

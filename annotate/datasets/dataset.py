@@ -35,7 +35,7 @@ class Exclusion(Knobs):
     """Scenes that are left out, and why."""
 
     scenes: tuple[str, ...] = ()
-    """Folders in the scene's uri, `a` or `a/b`; * stands for anything within a name."""
+    """Folders of the scene's place below SOURCE, `a` or `a/b`; * stands for anything within a name."""
     why: str
 
 
@@ -137,8 +137,12 @@ class Dataset(Protocol):
         """Uris of all scenes below a folder or bucket, in a fixed order; nothing of them is opened."""
         ...
 
+    def refuse_excluded(self, uri: str, place: str) -> None:
+        """Raises ValueError with the reason if the scene at this place (see `place_below`) is one to leave out."""
+        ...
+
     def open(self, uri: str) -> Scene:
-        """Raises ValueError with the reason for a scene that is excluded, incomplete or not to be trusted."""
+        """Raises ValueError with the reason for a scene that is incomplete or not to be trusted."""
         ...
 
 
@@ -168,6 +172,10 @@ class Footage(Protocol):
         """Uris of all videos, in a fixed order, those that could not be downloaded among them."""
         ...
 
+    def refuse_excluded(self, uri: str, place: str) -> None:
+        """Raises ValueError with the reason if the video at this place (see `place_below`) is one to leave out."""
+        ...
+
     def describe(self, uri: str) -> Note:
         """Raises ValueError with the reason for a video that is left out."""
         ...
@@ -191,17 +199,26 @@ class Choice(Knobs):
         """Whether a scene below this root is asked for."""
         return not self.only or any(_named(uri.removeprefix(root), name) for name in self.only)
 
-    def refuse_excluded(self, uri: str) -> None:
-        """Raises ValueError with the reason if one of the exclusions names the scene."""
+    def refuse_excluded(self, uri: str, place: str) -> None:
+        """Raises ValueError with the reason if one of the exclusions names the scene at this place below SOURCE."""
         for exclusion in (*self.exclude, *_listed(self.exclude_list)):
             for name in exclusion.scenes:
-                if _named(uri, name):
+                if _named(place, name):
                     raise ValueError(f"{uri}: excluded ({name}: {exclusion.why})")
 
 
-def _named(uri: str, name: str) -> bool:
-    """Whether these folders, one below the other, are in the uri."""
-    folders, count = uri.strip("/").split("/"), name.strip("/").count("/") + 1
+def place_below(root: str, uri: str) -> str:
+    """A scene's folders below SOURCE; SOURCE's own name before them where it is the scene itself, or may be its folder.
+
+    What stands above says nothing: scenes below /data/closeup/ are no close-ups.
+    """
+    below = uri.removeprefix(root.rstrip("/")).strip("/")
+    return below if "/" in below else f"{root.rstrip('/').rpartition('/')[2]}/{below}".rstrip("/")
+
+
+def _named(place: str, name: str) -> bool:
+    """Whether these folders, one below the other, are in the place."""
+    folders, count = place.strip("/").split("/"), name.strip("/").count("/") + 1
     runs = ("/".join(folders[i : i + count]) for i in range(len(folders) - count + 1))
     return any(fnmatchcase(run, name.strip("/")) for run in runs)
 

@@ -47,7 +47,6 @@ class DynamicReplica(Choice):
                     yield uri
 
     def open(self, uri: str) -> Scene:
-        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 

@@ -44,7 +44,6 @@ class Kubric(Choice):
         return reading.scenes_below(root, lambda names: "metadata.json" in names)
 
     def open(self, uri: str) -> Scene:
-        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 

@@ -51,7 +51,6 @@ class PointOdyssey(Choice):
         return reading.scenes_below(root, lambda names: "rgbs/" in names)
 
     def open(self, uri: str) -> Scene:
-        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 

@@ -31,7 +31,6 @@ class RealEstate10K(Choice):
             yield uri.removesuffix(".txt")
 
     def open(self, uri: str) -> Scene:
-        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 

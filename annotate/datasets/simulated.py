@@ -77,7 +77,6 @@ class Mujoco(Choice):
         return (f"{_PREFIX}{seed:06d}" for seed in range(low, high + 1))
 
     def open(self, uri: str) -> "_Scene":
-        self.refuse_excluded(uri)
         return _Scene(uri, self)
 
 

@@ -56,7 +56,6 @@ class SpatialVID(Choice):
         yield from files.list_files(videos if files.exists(videos) else root, (".mp4",))
 
     def describe(self, uri: str) -> Note:
-        self.refuse_excluded(uri)
         place = _Place.of(uri)
         caption = files.join(place.annotations, "caption.json")
         said = _caption(reading.document(caption)) if files.exists(caption) else ""

@@ -70,11 +70,21 @@ def test_every_sequence_of_a_scene_and_every_frame_is_listed(tmp_path: Path) -> 
     assert Bedlam().open(uris[1]).facts.shots[0].tolist() == list(range(drawing.FRAMES))
 
 
-def test_scenes_without_geometry_and_portraits_are_excluded(tmp_path: Path) -> None:
+def test_scenes_without_geometry_and_portraits_are_excluded() -> None:
     for scene in (*EXCLUDED[0].scenes, "20221020_3-8_250_highbmihand_orbit_closeup"):
         with pytest.raises(ValueError, match=r"excluded .*(without geometry|portraits)"):
-            Bedlam().open(str(miniature.write(tmp_path, scene) / "seq_000001"))
-    assert Bedlam(exclude=()).open(f"{tmp_path}/{EXCLUDED[0].scenes[0]}/seq_000001")
+            Bedlam().refuse_excluded("", f"{scene}/seq_000001")
+    Bedlam(exclude=()).refuse_excluded("", f"{EXCLUDED[0].scenes[0]}/seq_000001")
+
+
+def test_only_what_stands_below_the_source_excludes(tmp_path: Path) -> None:
+    """A folder of the user's that has `closeup` in its name holds no portraits; the scene's own folder as SOURCE is still known."""
+    root = tmp_path / "my_closeups" / "bedlam"
+    folder = miniature.write(root, "20221020_3-8_250_orbit_closeup")
+    imported.only_scene(Bedlam(), miniature.write(root.parent / "other", "20221011_1_250").parent)
+    for source in (root, folder):
+        with pytest.raises(ValueError, match=r"excluded .*portraits"):
+            imported.only_scene(Bedlam(), source)
 
 
 def test_a_list_of_bad_sequences_can_be_loaded(tmp_path: Path) -> None:
@@ -102,6 +112,13 @@ def test_bedlam2_prefers_sharp_pictures_and_their_cameras(tmp_path: Path) -> Non
     np.testing.assert_array_equal(clip.rgb, true.clip.rgb)
     np.testing.assert_array_equal(clip.motion.dynamic, true.clip.motion.dynamic)
     assert not clip.depth.valid[:, 0, :4].any()
+
+
+def test_every_sequence_of_bedlam2_is_listed(tmp_path: Path) -> None:
+    for scene, name in (("a", "seq_000000"), ("a", "seq_000003"), ("b", "seq_000000")):
+        miniature.write2(tmp_path, scene, name)
+    uris = [uri.removeprefix(f"{tmp_path}/") for uri in Bedlam2().scenes(str(tmp_path))]
+    assert uris == ["a/seq_000000", "a/seq_000003", "b/seq_000000"]
 
 
 def test_bedlam2_without_sharp_pictures_erodes_edges(tmp_path: Path) -> None:

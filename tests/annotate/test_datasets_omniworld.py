@@ -80,7 +80,7 @@ def test_broken_scenes_and_bad_solutions_are_left_out(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no frame has"):
         imported.only_scene(OmniWorld(max_reprojection_error=0.3), tmp_path)
     with pytest.raises(ValueError, match=r"excluded .*reported as broken"):
-        OmniWorld().open(f"{tmp_path}/05017c153ac9")
+        OmniWorld().refuse_excluded("", "annotations/OmniWorld-Game/05017c153ac9")
     with pytest.raises(ValueError, match="were all of its archives unpacked"):
         OmniWorld().open(f"{tmp_path}/ffffffffffff")
 

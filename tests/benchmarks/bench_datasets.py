@@ -221,9 +221,8 @@ def peak_gib() -> float:
 
 
 def main(names: list[str]) -> None:
-    print(
-        "| set | pictures | open and check, CPU s | load, CPU ms a frame | peak, GiB | of it for the clip |\n|---|---|---|---|---|---|"
-    )
+    print("| set | pictures | open and check, CPU s | load, CPU ms a frame | peak, GiB | of it for the clip |")
+    print("|---|---|---|---|---|---|", flush=True)
     for name in names or list(CASES):
         with tempfile.TemporaryDirectory() as temporary:
             tree = Path(temporary) / "tree"

@@ -7,7 +7,7 @@ from miniatures import drawing
 
 from annotate.cut import Cut
 from annotate.datasets import importing, selfcheck
-from annotate.datasets.dataset import Dataset, Scene
+from annotate.datasets.dataset import Dataset, Scene, place_below
 from shared.clip import AnnotatedClip
 
 
@@ -17,6 +17,7 @@ def cut(fps: float, frames: int = drawing.FRAMES, height: int = drawing.HEIGHT, 
 
 def only_scene(dataset: Dataset, root: Path) -> Scene:
     (uri,) = dataset.scenes(str(root))
+    dataset.refuse_excluded(uri, place_below(str(root), uri))
     return dataset.open(uri)
 
 
