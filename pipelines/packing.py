@@ -74,7 +74,8 @@ def _rows(folder: str, video: dict[str, Any], failed: dict[str, str]) -> Iterato
     """Index rows of one video's clips, with status and reason; of annotated ones only the start."""
     key = video["key"]
     if key in failed:
-        row = spool.video_row(key, video["dataset"], video["uri"], video["caption"], video["licence"])
+        told = (video[name] for name in ("dataset", "uri", "caption", "licence"))
+        row = spool.video_row(key, *told, scores=video.get("scores"))
         yield {**row, "status": "failed", "reason": failed[key]}
         return
     for slip in spool.read_slips(spool.cut_uri(folder, key)):

@@ -76,11 +76,13 @@ def test_tracks_are_strided_cropped_and_capped_with_the_clip(tmp_path: Path) -> 
     assert imported.clip(PointOdyssey(max_tracks=0), tmp_path, 30.0).tracks is None
 
 
-def test_an_object_that_does_not_move_is_not_dynamic(tmp_path: Path) -> None:
+@pytest.mark.parametrize("jitter_m", [0.0, 0.002])
+def test_an_object_that_does_not_move_is_not_dynamic(tmp_path: Path, jitter_m: float) -> None:
+    """Nor by less than the set's own rounding: 10 mm, or half a percent of the depth."""
     true = drawing.true()
     p_world, visible, _ = drawing.tracks(true)
-    still = np.broadcast_to(p_world[:1], p_world.shape)
-    miniature.write(tmp_path, trajs_3d=np.ascontiguousarray(still, np.float32), visibs=visible)
+    still = p_world[:1] + np.random.default_rng(0).uniform(-jitter_m, jitter_m, p_world.shape)
+    miniature.write(tmp_path, trajs_3d=still.astype(np.float32), visibs=visible)
     clip = imported.clip(PointOdyssey(), tmp_path, 30.0)
     assert clip.motion.instances.any()
     assert not clip.motion.dynamic.any()

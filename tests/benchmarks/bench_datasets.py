@@ -1,9 +1,9 @@
 """What importing costs at real size: CPU seconds a scene to open and check, milliseconds a frame to load, peak memory of a worker.
 
-python tests/benchmarks/bench_datasets.py [KIND ...]
+python tests/benchmarks/bench_datasets.py [--frames 49] [SET ...]
 
-Every layout is written by the tests' second writer at the size of the real set's pictures, 49 frames (Kubric: 24) of a world whose
-pixels are drawn large, into a temporary folder; each set is imported in a process of its own, one thread, into clips of
+Every layout is written by the tests' second writer at the size of the real set's pictures, so many frames (Kubric: 24 at most) of a
+world whose pixels are drawn large, into a temporary folder; each set is imported in a process of its own, one thread, into clips of
 480 x 720. `pointodyssey_2000` is a whole scene of 2,000 frames with 20,000 tracks; `dynamic_replica_index` opens one scene of an
 index of 145,200 frames.
 """
@@ -33,7 +33,7 @@ from miniatures.independent.world import World  # noqa: E402
 from pipelines import recipes, work  # noqa: E402
 from pipelines.datasets import DATASETS  # noqa: E402
 
-FRAMES = 49
+FRAMES = int(sys.argv[sys.argv.index("--frames") + 1]) if "--frames" in sys.argv else 49
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,9 @@ CASES = {
     "tartanair_v2": Case(
         "tartanair_v2", _of(extra_sets.tartanair_v2, 640, 640, focal=320.0, boxes_move=False), 8, size="640 x 640"
     ),
-    "kubric": Case("kubric", _of(extra_sets.kubric, 512, 512, frames=24), 12, 24, "512 x 512"),
+    "kubric": Case(
+        "kubric", _of(extra_sets.kubric, 512, 512, frames=min(24, FRAMES)), 12, min(24, FRAMES), "512 x 512"
+    ),
     "spring": Case("spring", _of(extra_sets.spring, 1080, 1920, factor=8), 8, size="1920 x 1080"),
     "virtual_kitti2": Case(
         "virtual_kitti2", _of(extra_sets.virtual_kitti2, 375, 1242, factor=3), 10, size="1242 x 375"
@@ -228,7 +230,8 @@ def main(names: list[str]) -> None:
             tree = Path(temporary) / "tree"
             tree.mkdir()
             CASES[name].write(tree)
-            subprocess.run([sys.executable, __file__, "--measure", name, str(tree)], check=True)
+            asked = [sys.executable, __file__, "--measure", name, str(tree), "--frames", str(FRAMES)]
+            subprocess.run(asked, check=True)
 
 
 if __name__ == "__main__":
@@ -239,4 +242,4 @@ if __name__ == "__main__":
         cv2.setNumThreads(1)
         measure(*sys.argv[2:4])
     else:
-        main(sys.argv[1:])
+        main([name for name in sys.argv[1:] if name in CASES])
