@@ -41,12 +41,7 @@ class Given:
                 (self.key_forward, KEY_STRIDE, True),
                 (self.key_backward, KEY_STRIDE, False),
             )
-            return Given(
-                *(
-                    [given or still for given, still in zip(fields, _still(clip, stride, ahead=ahead))]
-                    for fields, stride, ahead in slots
-                )
-            )
+            return Given(*(_still(clip, fields, stride, ahead=ahead) for fields, stride, ahead in slots))
         forward, backward = self.forward, self.backward
         key_forward, key_backward = self.key_forward, self.key_backward
         ahead = [field for field in forward if field is not None]
@@ -140,16 +135,16 @@ def rigid(
     return flow.clamp(-LONGEST_RIGID_PX, LONGEST_RIGID_PX).float().numpy(), seen.numpy()
 
 
-def _ways(clip: AnnotatedClip, stride: int) -> tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"]]:
-    """First and second frames of the pairs of a stride."""
-    starts = np.arange(0, clip.shape[0] - stride, stride, dtype=np.int64)
-    return starts, starts + stride
-
-
-def _still(clip: AnnotatedClip, stride: int, *, ahead: bool) -> list[Field]:
-    first, second = _ways(clip, stride)
-    values, valid = rigid(clip, first, second) if ahead else rigid(clip, second, first)
-    return [Field(values=one, valid=known) for one, known in zip(values, valid)]
+def _still(clip: AnnotatedClip, fields: Sequence[Field | None], stride: int, *, ahead: bool) -> list[Field]:
+    """The fields, those that are not given as a still world's; pair by pair, since all of a clip in float64 takes gigabytes."""
+    out = []
+    for p, given in enumerate(fields):
+        first, second = np.array([p * stride]), np.array([(p + 1) * stride])
+        if given is None:
+            values, valid = rigid(clip, first, second) if ahead else rigid(clip, second, first)
+            given = Field(values=values[0], valid=valid[0])
+        out.append(given)
+    return out
 
 
 def turned(field: Field, z: Float32[np.ndarray, "H W"]) -> Field:
