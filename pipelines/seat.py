@@ -22,11 +22,10 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from pipelines.tasks import Fault, FaultKind, Job, Outcome, Task, start_fault
+from pipelines.tasks import TAIL_BYTES, Fault, FaultKind, Job, Outcome, Task, start_fault
 
 _LOOK_S = 0.25
 """How often memory and clock are looked at."""
-_TAIL_BYTES = 4000
 
 
 @dataclass(kw_only=True)
@@ -244,7 +243,7 @@ class Seat:
 
     def _tail(self) -> str:
         end = self._stderr.seek(0, os.SEEK_END)
-        self._stderr.seek(max(self._tail_from, end - _TAIL_BYTES))
+        self._stderr.seek(max(self._tail_from, end - TAIL_BYTES))
         tail = self._stderr.read().decode(errors="replace").strip()
         if end > 1 << 20:
             self._stderr.truncate(0)

@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from typing import Any, Protocol, runtime_checkable
 
-from pipelines.tasks import Fault, FaultKind, Job, Task
+from pipelines.tasks import TAIL_BYTES, Fault, FaultKind, Job, Task
 
-_TAIL_BYTES = 4000
 _PR_SET_PDEATHSIG = 1
 _BROKEN_DEVICE = "AcceleratorError"
 """Torch's name for an error after which no kernel runs in this process any more."""
@@ -77,7 +76,7 @@ def attempt(step: Callable[[Any], Any], what: Any) -> tuple[Any, Fault | None]:
 
 def fault_of(error: Exception) -> Fault:
     """An exception as a value: refusals are final, the rest may pass another time."""
-    lines = "".join(traceback.format_exception(error))[-_TAIL_BYTES:]
+    lines = "".join(traceback.format_exception(error))[-TAIL_BYTES:]
     text = " ".join(str(error).split())
     if isinstance(error, ValueError):
         return Fault(kind="refused", message=text, tail=lines)

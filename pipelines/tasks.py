@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+TAIL_BYTES = 4000
+"""The most that a fault keeps of what a worker wrote last."""
+
 FaultKind = Literal["refused", "raised", "died", "timeout", "out_of_memory", "node_lost", "start_failed"]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pipelines import look
+from pipelines.funnel import number
 from shared import shards
 from shared.clip import AnnotatedClip
 from shared.knobs import load
@@ -71,9 +72,9 @@ def generate(
         width=size.width,
         sampler=Sampler(method=method, steps=steps, guidance=guidance, seed=seed, gate_scene_flow=gate_scene_flow),
     )
-    for number, drift in enumerate(drifts, 1):
+    for seam, drift in enumerate(drifts, 1):
         measures = ", ".join(f"{name} {value:.3g}" for name, value in vars(drift).items())
-        print(f"seam {number} (experimental): {measures}")
+        print(f"seam {seam} (experimental): {measures}")
     keep(clip, out)
     look.look(f"{out}/shards", clip.id, f"{out}/look")
 
@@ -93,8 +94,9 @@ def cache_text(out: str, folder: str, recipe: TrainRecipe) -> None:
     table = read_selection(out)
     captions = sorted({row["caption"] or "" for row in table.select(["caption", "keep"]).to_pylist() if row["keep"]})
     write(parts.text_encoder(recipe.model), captions, Path(folder))
-    count = f"{len(captions)} caption{'' if len(captions) == 1 else 's'}"
-    print(f"{count} in {folder}; train with --set model.text.kind=cached --set model.text.folder={folder}")
+    print(
+        f"{number(len(captions), 'caption')} in {folder}; train with --set model.text.kind=cached --set model.text.folder={folder}"
+    )
 
 
 def read_image(path: str) -> UInt8[np.ndarray, "H W 3"]:

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -48,17 +48,14 @@ class Videos:
     truth = ""
 
     def __init__(self, recipe: Any) -> None:
-        self._cut, self._screen = recipe.cut, recipe.screen
+        self._recipe = recipe
 
     def cut(self, entry: dict[str, Any], to: str) -> None:
-        found = video.probe(entry["uri"], licence=entry["licence"], caption=entry["caption"], decoder=self._cut.decoder)
-        spans = cutting.screen_and_cut(found, self._cut, self._screen)
-        spans = [replace(span, scores={**span.scores, **entry.get("scores", {})}) for span in spans]
-        spool.write_spans(to, entry["dataset"], spans[0].video if spans else found, spans)
+        _cut_video(entry, to, self._recipe, entry["caption"], entry.get("scores", {}))
 
     def load(self, cut_uri: str, number: int) -> AnnotatedClip:
         span = spool.read_span(cut_uri, number)
-        return AnnotatedClip.of(cutting.load_clip(span, self._cut), scores=span.scores)
+        return AnnotatedClip.of(cutting.load_clip(span, self._recipe.cut), scores=span.scores)
 
 
 class Scenes:
@@ -70,10 +67,8 @@ class Scenes:
 
     def cut(self, entry: dict[str, Any], to: str) -> None:
         """Tests the scene and lists its clips. Raises ValueError with the reason if it is excluded or fails a test."""
-        from annotate.datasets import (
-            importing,
-            selfcheck,
-        )  # with torch, which a worker that only cuts videos never needs
+        # not at the top: with torch, which a worker that only cuts videos never needs
+        from annotate.datasets import importing, selfcheck
 
         self._dataset.refuse_excluded(entry["uri"], entry.get("place") or entry["uri"])
         scene = self._open(entry["uri"])
@@ -97,18 +92,22 @@ class Filmed:
 
     def cut(self, entry: dict[str, Any], to: str) -> None:
         """Raises ValueError with the reason if the data set says that the video is not wanted, or could not be had."""
-        uri, cut = entry["uri"], self._recipe.cut
-        self._dataset.refuse_excluded(uri, entry.get("place") or uri)
-        note = self._dataset.describe(uri)
-        found = video.probe(uri, licence=entry["licence"], caption=note.caption, decoder=cut.decoder)
-        spans = cutting.screen_and_cut(found, cut, self._recipe.screen)
-        spans = [replace(span, scores={**span.scores, **note.scores}) for span in spans]
-        spool.write_spans(to, entry["dataset"], spans[0].video if spans else found, spans)
+        self._dataset.refuse_excluded(entry["uri"], entry.get("place") or entry["uri"])
+        note = self._dataset.describe(entry["uri"])
+        _cut_video(entry, to, self._recipe, note.caption, note.scores)
 
     def load(self, cut_uri: str, number: int) -> AnnotatedClip:
         span = spool.read_span(cut_uri, number)
         clip = AnnotatedClip.of(cutting.load_clip(span, self._recipe.cut), scores=span.scores)
         return self._dataset.complete(clip, span.video)
+
+
+def _cut_video(entry: dict[str, Any], to: str, recipe: Any, caption: str, scores: Mapping[str, float]) -> None:
+    """Lists a video's clips; `scores` are known of all of them."""
+    found = video.probe(entry["uri"], licence=entry["licence"], caption=caption, decoder=recipe.cut.decoder)
+    spans = cutting.screen_and_cut(found, recipe.cut, recipe.screen)
+    spans = [replace(span, scores={**span.scores, **scores}) for span in spans]
+    spool.write_spans(to, entry["dataset"], spans[0].video if spans else found, spans)
 
 
 def supplier(dataset: str, recipe: Any) -> Supplier:

@@ -33,8 +33,10 @@ def selection(folder: str) -> pa.Table:
 
 
 def decode(clip_id: str, members: dict[str, bytes], *, pixels: bool = True) -> AnnotatedClip:
-    """The clip of a foreign sample, without labels; without `pixels` it is black. Raises ValueError
-    if its video does not decode."""
+    """The clip of a foreign sample, without labels; without `pixels` it is black.
+
+    Raises ValueError if its video does not decode.
+    """
     data = next((members[suffix] for suffix in VIDEOS if suffix in members), None)
     if data is None:
         raise ValueError(f"clip {clip_id}: has no video among its members")

@@ -84,6 +84,11 @@ class Field:
     hidden: Bool[np.ndarray, "H W"] | None = None
     """What is seen here is hidden there, or out of the picture; None: not told."""
 
+    @property
+    def seen(self) -> Bool[np.ndarray, "H W"]:
+        """Valid, and not known to be hidden there."""
+        return self.valid if self.hidden is None else self.valid & ~self.hidden
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tracks:

@@ -86,7 +86,7 @@ def _flow(
     """Given flow of every pair. Where it is not known it is what a rigid world shows, and uncertain."""
     if not _none_missing(forward) or not _none_missing(backward):
         return None
-    uncertain = np.stack([~f.valid | (f.hidden if f.hidden is not None else False) for f in forward if f is not None])
+    uncertain = np.stack([~f.seen for f in forward if f is not None])
     return Flow(
         forward=_filled(clip, forward, stride, ahead=True),
         backward=_filled(clip, backward, stride, ahead=False),
@@ -162,7 +162,7 @@ Places = tuple[Int64[np.ndarray, " N"], Int64[np.ndarray, " N"]]
 def landed(field: Field, z: Float32[np.ndarray, "H W"]) -> tuple[Places, Places]:
     """Pixels and where their flow ends, far ones first, so that near ones are written over them; what hides is left out."""
     height, width = z.shape
-    row, column = np.nonzero(field.valid if field.hidden is None else field.valid & ~field.hidden)
+    row, column = np.nonzero(field.seen)
     far_first = np.argsort(-z[row, column], kind="stable")
     row, column = row[far_first], column[far_first]
     flow = field.values[row, column]
@@ -189,7 +189,7 @@ def _followed(
     leads back.
     """
     centers = camera.pixel_centers(*first.valid.shape).float()
-    places, valid = centers, torch.from_numpy(first.valid if first.hidden is None else first.valid & ~first.hidden)
+    places, valid = centers, torch.from_numpy(first.seen)
     for number, (image, back) in enumerate(zip(images, returns)):
         step, known = _at(image, places) if number else (torch.from_numpy(first.values), valid)
         ends = places + step
@@ -207,9 +207,9 @@ def _smooth(field: Field) -> Float32[Tensor, "H W 3"]:
     """u, v, and 1 where the eight pixels around tell of the same surface, and it is seen."""
     import cv2
 
-    good, box = field.valid if field.hidden is None else field.valid & ~field.hidden, np.ones((3, 3), np.uint8)
+    box = np.ones((3, 3), np.uint8)
     spread = [cv2.dilate(part, box) - cv2.erode(part, box) for part in cv2.split(field.values)]
-    whole = (cv2.erode(good.astype(np.uint8), box) > 0) & (np.maximum(*spread) < SMOOTH_PX)
+    whole = (cv2.erode(field.seen.astype(np.uint8), box) > 0) & (np.maximum(*spread) < SMOOTH_PX)
     return torch.from_numpy(np.concatenate((field.values, whole[..., None].astype(np.float32)), axis=-1))
 
 

@@ -8,6 +8,7 @@ world whose pixels are drawn large, into a temporary folder; each set is importe
 index of 145,200 frames.
 """
 
+import argparse
 import gzip
 import json
 import subprocess
@@ -242,4 +243,10 @@ if __name__ == "__main__":
         cv2.setNumThreads(1)
         measure(*sys.argv[2:4])
     else:
-        main([name for name in sys.argv[1:] if name in CASES])
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("sets", nargs="*", metavar="SET", help=f"of {', '.join(CASES)}; all without")
+        parser.add_argument("--frames", type=int, default=FRAMES, help="of a clip")
+        asked = parser.parse_args()
+        if unknown := [name for name in asked.sets if name not in CASES]:
+            parser.error(f"{unknown[0]} is none of {', '.join(CASES)}")
+        main(asked.sets)
