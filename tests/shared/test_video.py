@@ -243,8 +243,10 @@ def test_files_are_closed_again(write: Write) -> None:
 
 
 def test_another_file_under_the_same_name_has_another_identity(write: Write) -> None:
-    first = video.probe(str(write("h264_b_frames.mp4"))).identity
-    assert video.probe(str(write("h264_b_frames.mp4"))).identity == first
+    path = write("h264_b_frames.mp4")
+    first = video.probe(str(path)).identity
+    path.write_bytes(path.read_bytes())  # not encoded anew: this encoder may give other bytes for the same pictures
+    assert video.probe(str(path)).identity == first
     assert video.probe(str(write("h264_b_frames.mp4", count=COUNT - 1))).identity != first
 
 
