@@ -24,6 +24,8 @@ R = TypeVar("R", bound=Knobs)
 def load(model: type[R], base: R | Path | dict[str, Any], overrides: list[str] = []) -> R:  # noqa: B006
     """A recipe from a value, a YAML file or a plain mapping, with `path.to.knob=value` overrides, validated once more.
 
+    A part of a path may be the place in a list, counted from 0: `phases.1.steps=500`.
+
     Raises ValueError with one sentence that names the knob, what was found and what was expected.
     """
     name, tree = _tree(base)
@@ -61,18 +63,28 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise ValueError(f"--set {override}: expected path.to.knob=value")
     *parents, last = path.split(".")
-    node = tree
+    node: dict[str, Any] | list[Any] = tree
     for depth, name in enumerate(parents, 1):
-        child = node.get(name)
+        key = _key(node, name, override)
+        child = node.setdefault(key, None) if isinstance(node, dict) else node[key]
         if child is None:
-            child = node[name] = {}
-        if not isinstance(child, dict):
+            child = node[key] = {}
+        if not isinstance(child, dict | list):
             raise ValueError(f"--set {override}: {'.'.join(parents[:depth])} is a value, not a group of knobs")
         node = child
     try:
-        node[last] = yaml.safe_load(text)
+        node[_key(node, last, override)] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ValueError(f"--set {override}: {text!r} is not a YAML value") from None
+
+
+def _key(node: dict[str, Any] | list[Any], name: str, override: str) -> Any:
+    """Of a list, the place of one of its entries, counted from 0."""
+    if isinstance(node, dict):
+        return name
+    if not name.isdecimal() or int(name) >= len(node):
+        raise ValueError(f"--set {override}: {name} is none of the {len(node)} places of a list, expected 0 and on")
+    return int(name)
 
 
 def _sentence(model: type[Knobs], tree: dict[str, Any], error: ValidationError) -> str:

@@ -20,12 +20,13 @@ CLEAN, NOISY = "clean", "noisy"
 
 
 def recipe_of(base: TrainRecipe, name: str, seed: int) -> TrainRecipe:
-    """`base` with the arm's model and stages; every stage takes the steps and rate of the base's phase of its kind.
+    """`base` with the arm's model and stages. Every stage is the base's phase of its kind, steps, rate and knobs of the stage too;
+    only what makes the arm, such as a frozen backbone, is changed.
 
     Raises ValueError for an arm that does not exist, and for a stage that the base has no phase of.
     """
     arm = _arm(name)
-    phases = tuple(_phase(base, stage, name) for stage in arm.stages)
+    phases = tuple(phase for stage in arm.stages for phase in _phases(base, stage, name))
     model = base.model.changed(geometry_latent=arm.geometry_latent, seed=seed)
     return TrainRecipe.model_validate(base.model_dump() | {"model": model, "phases": phases, "seed": seed})
 
@@ -140,9 +141,14 @@ def _arm(name: str) -> Arm:
     return ARMS[name]
 
 
-def _phase(base: TrainRecipe, stage: STAGES, name: str) -> Phase:
-    kind = "decoder" if stage.kind == "self_supervised" else stage.kind  # the one takes the place of the other
-    for phase in base.phases:
-        if phase.stage.kind == kind:
-            return Phase(stage=stage, steps=phase.steps, learning_rate=phase.learning_rate)
-    raise ValueError(f"arm {name}: the recipe has no phase of kind {kind} to take its steps from")
+def _phases(base: TrainRecipe, stage: STAGES, name: str) -> list[Phase]:
+    """The base's phases of the stage's kind, with the knobs that the arm sets."""
+    found = [phase for phase in base.phases if phase.stage.kind == stage.kind]
+    if found:
+        own = {knob: getattr(stage, knob) for knob in stage.model_fields_set}
+        return [phase.changed(stage=phase.stage.changed(**own)) for phase in found]
+    if stage.kind == "self_supervised":  # takes the decoder's place
+        decoders = [phase for phase in base.phases if phase.stage.kind == "decoder"]
+        if decoders:
+            return [phase.changed(stage=stage) for phase in decoders]
+    raise ValueError(f"arm {name}: the recipe has no phase of kind {stage.kind} to take its steps from")

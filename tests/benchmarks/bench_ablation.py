@@ -16,12 +16,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+import rooms
 
 from shared.knobs import dump
 from train.recipe import TrainRecipe
@@ -33,48 +30,6 @@ TRIED = (70, 40, 30)
 """Steps of each stage that are timed; the first half warms up, and decodes all clips."""
 STARTING_S, MEASURING_S = 45.0, 60.0
 """Of two waves of processes; and of what is measured of each wave's last arm."""
-
-
-def rooms(folder: Path, recipe: TrainRecipe, seeds: range) -> None:
-    """A shard a seed: a clip of every kind of room."""
-    import scene
-
-    from shared import shards
-
-    size = recipe.sizes[0]
-    for seed in seeds:
-        items = []
-        for kind in scene.KINDS:
-            clip = scene.clip(
-                kind, frames=size.frames, height=size.height, width=size.width, focal=0.94 * size.width, seed=seed
-            )
-            clip = replace(clip, id=f"{kind}-{seed}".replace("_", "-"), key_flow=None)
-            items.append((clip.id, shards.encode(clip, shards.Store()), shards.index_row(clip, dataset="scene")))
-        shards.write_shard(str(folder / "shards"), f"scene-{seed:06d}", items)
-
-
-def make(data: Path, recipe: TrainRecipe, seeds: int, more: str, processes: int) -> None:
-    """All clips in one folder, one in eight of each source's held out."""
-    if (data / "selection.parquet").exists():
-        return
-    shutil.rmtree(data, ignore_errors=True)
-    (data / "shards").mkdir(parents=True)
-    if more:
-        shutil.copytree(Path(more) / "shards", data / "shards", dirs_exist_ok=True)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        list(pool.map(rooms, *zip(*((data, recipe, range(seed, seed + 1)) for seed in range(seeds)))))
-    _unchecked(data / "curate.yaml")
-    cli("curate", str(data), "--recipe", str(data / "curate.yaml"))
-
-
-def _unchecked(path: Path) -> None:
-    """A selection of everything: labels are true, and no check is calibrated for pictures as small as these."""
-    from curate.recipe import CurateRecipe
-
-    checks = dict.fromkeys(CurateRecipe().checks.model_dump())
-    splits, report = {"test": 0.12, "validation": 0.0}, {"pictures": 0}
-    recipe = CurateRecipe.model_validate({"checks": checks, "duplicates": None, "splits": splits, "report": report})
-    path.write_text(dump(recipe))
 
 
 def cli(*words: str, log: Path | None = None) -> int:
@@ -159,7 +114,7 @@ def main() -> None:
     asked.work.mkdir(parents=True, exist_ok=True)
     os.environ |= {"OMP_NUM_THREADS": "1"}
     recipe, data = recipes.train_recipe(asked.recipe, asked.set), asked.work / "clips"
-    make(data, recipe, asked.rooms, asked.more, asked.processes)
+    rooms.make(data, recipe.sizes[0], asked.rooms, more=asked.more, processes=asked.processes)
     print(f"clips after {time.monotonic() - begun:.0f} s", flush=True)
     begun = time.monotonic()
     steps = [int(number) for number in asked.steps.split(",")] if asked.steps else []

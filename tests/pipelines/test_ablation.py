@@ -83,6 +83,19 @@ def test_an_arm_takes_its_steps_from_the_recipe():
         arms_of.recipe_of(SMALL, "half", 0)
 
 
+def test_an_arm_keeps_the_knobs_of_the_recipe_and_sets_its_own():
+    overrides = ["batch=4", "phases.0.learning_rate=0.5", "phases.1.stage.decoding.cameras.weight=7"]
+    asked = load(TrainRecipe, SMALL, [*overrides, "phases.2.stage.dpt_weight=0.3", "phases.2.stage.reg_weight=0.2"])
+    full, frozen, without = (arms_of.recipe_of(asked, arm, 0) for arm in ("full", "frozen_decoder", "reg_weight_0"))
+    assert full.phases == asked.phases
+    assert full.batch == 4
+    assert frozen.phases[:2] == full.phases[:2]
+    assert frozen.phases[2].stage == full.phases[2].stage.changed(freeze_backbone=True)
+    assert without.phases[2].stage == full.phases[2].stage.changed(reg_weight=0.0)
+    with pytest.raises(ValueError, match="arm full: the recipe has no phase of kind joint"):
+        arms_of.recipe_of(asked.changed(phases=asked.phases[:2]), "full", 0)
+
+
 def test_without_held_out_clips_there_is_nothing_to_measure(tmp_path):
     root = corpus.write(tmp_path, copies=1)
     with pytest.raises(ValueError, match="nothing to measure on in the test split"):

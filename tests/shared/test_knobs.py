@@ -100,6 +100,7 @@ def test_known_tags_are_named() -> None:
         (["name='a=b'"], Recipe(name="a=b")),
         (["fps=1e-3"], Recipe(fps=1e-3)),
         (["fps=4", "fps=5"], Recipe(fps=5)),
+        (["sizes.1=9"], Recipe(sizes=(240, 9))),
         (["name="], None),
     ],
 )
@@ -119,7 +120,9 @@ def test_set_changes_one_knob(overrides: list[str], expected: Recipe | None) -> 
         ("depth.kind=fine", "unknown knob depth.window"),
         ("depth.windw=8", "unknown knob depth.windw"),
         ("sizes=[1", "is not a YAML value"),
-        ("sizes.0=1", "sizes is a value, not a group of knobs"),
+        ("sizes.2=1", "--set sizes.2=1: 2 is none of the 2 places of a list, expected 0 and on"),
+        ("sizes.x=1", "--set sizes.x=1: x is none of the 2 places of a list, expected 0 and on"),
+        ("sizes.0.x=1", "--set sizes.0.x=1: sizes.0 is a value, not a group of knobs"),
         ("fps=", "fps: input should be a valid number, found None"),
         ("a..b=1", "unknown knob a"),
     ],
