@@ -1,6 +1,7 @@
 """A folder that diffusers and transformers wrote is a base: the layout in which CogVideoX-5B-I2V is published, at a tiny size."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from diffusers.schedulers.scheduling_dpm_cogvideox import CogVideoXDPMScheduler
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from train.models import ModelKnobs, TextKnobs, build, load
+from train.models import ModelKnobs, TextKnobs, build, load, parts
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -95,3 +96,12 @@ def test_it_becomes_a_widened_model_with_the_same_weights(base, tmp_path):
 def test_what_is_missing_is_named(base, tmp_path):
     with pytest.raises(ValueError, match="no vae in the diffusers layout"):
         build(_knobs(tmp_path))
+
+
+def test_the_hub_says_what_is_wrong_once():
+    client = logging.getLogger("huggingface_hub.utils._http")
+    before = client.isEnabledFor(logging.WARNING)
+    with parts._hub_is_quiet():
+        assert not client.isEnabledFor(logging.WARNING)
+        assert client.isEnabledFor(logging.ERROR)
+    assert client.isEnabledFor(logging.WARNING) == before

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -236,12 +237,25 @@ def _pretrained(kind: Any, base: str | Path, subfolder: str, dtype: torch.dtype 
     if dtype is not None and kind.__module__.startswith("diffusers"):
         options["low_cpu_mem_usage"] = False  # the fast path asks for accelerate
     try:
-        return kind.from_pretrained(str(base), subfolder=subfolder, **options)
+        with _hub_is_quiet():
+            return kind.from_pretrained(str(base), subfolder=subfolder, **options)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{base}: no {subfolder} in the diffusers layout there ({reason}); name a folder that has it"
         ) from None
+
+
+@contextmanager
+def _hub_is_quiet() -> Iterator[None]:
+    """Its client warns of every attempt to reach it; what it has to say in the end is said once, by whoever catches its error."""
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        client.setLevel(level)
 
 
 def _snr_shift(transformer: Any) -> float:
