@@ -154,7 +154,7 @@ STAGES = Annotated[Generator | Decoder | Joint | SelfSupervised, Field(discrimin
 
 
 class Arm(Knobs):
-    """A model and the stages it goes through: one row of the paper's ablation. Knobs of a stage that are not given are the recipe's."""
+    """A model and the stages it goes through: one row of the ablation. Knobs of a stage that are not given are the recipe's."""
 
     geometry_latent: bool = True
     stages: tuple[STAGES, ...] = (Generator(), Decoder(), Joint())
