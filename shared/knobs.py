@@ -91,8 +91,8 @@ def _sentence(model: type[Knobs], tree: dict[str, Any], error: ValidationError) 
     first = error.errors()[0]
     path = _path(tree, first["loc"]) or "the recipe"
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path.rpartition(".")[2], _names(model), n=1)
-        return f"unknown knob {path}" + (f", did you mean {near[0]}?" if near else "")
+        near = _nearest(path, [known for known in _paths(model.model_json_schema()) if known != path])
+        return f"unknown knob {path}" + (f", did you mean {near}?" if near else "")
     found = first.get("input")
     shown = f", found {found!r}" if not isinstance(found, dict | BaseModel) else ""
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -111,8 +111,29 @@ def _path(tree: Any, loc: tuple[int | str, ...]) -> str:
     return ".".join(names)
 
 
-def _names(model: type[Knobs]) -> list[str]:
-    """Of all knobs below, wherever."""
-    schema = model.model_json_schema()
-    groups = [schema, *schema.get("$defs", {}).values()]
-    return sorted({name for group in groups for name in group.get("properties", {})})
+def _nearest(path: str, known: list[str]) -> str | None:
+    """The knob whose name is most like the last part of `path`; of several that share it, the one whose whole path is."""
+    name = path.rpartition(".")[2]
+    near = difflib.get_close_matches(name, sorted({other.rpartition(".")[2] for other in known}), n=1)
+    homes = [other for other in known if near and other.rpartition(".")[2] == near[0]]
+    return max(homes, key=lambda other: difflib.SequenceMatcher(None, path, other).ratio(), default=None)
+
+
+def _paths(schema: dict[str, Any]) -> list[str]:
+    """Of all knobs, from the top: `checks.picture.luminance`. What lists and mappings hold is named without its place."""
+    groups, found = schema.get("$defs", {}), dict[str, None]()
+
+    def walk(node: Any, path: str, above: tuple[str, ...]) -> None:
+        if not isinstance(node, dict):
+            return
+        name = node.get("$ref", "").rpartition("/")[2]
+        if name and name not in above:
+            walk(groups[name], path, (*above, name))
+        for other in (*node.get("anyOf", ()), *node.get("oneOf", ()), node.get("items"), *node.get("prefixItems", ())):
+            walk(other, path, above)
+        for knob, below in node.get("properties", {}).items():
+            found[f"{path}{knob}"] = None
+            walk(below, f"{path}{knob}.", above)
+
+    walk(schema, "", ())
+    return list(found)

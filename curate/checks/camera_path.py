@@ -1,8 +1,9 @@
 """Cameras move as cameras do; and SpatialVID's statistics of how they move.
 
 SpatialVID takes statistics of the cam-from-world translation, which a turning camera changes while it stands still. Here they are
-of camera centers, q and -q are one rotation, and a motionless camera has no turns. Their lengths are in units in which the near
-surfaces (the 98th percentile of inverse depth) are half a unit away; so are ours.
+of camera centers, q and -q are one rotation, a motionless camera has no turns, and what is forward is told by the camera that
+moves, not by the first. Their lengths are in units in which the near surfaces (the 98th percentile of inverse depth) are half a
+unit away; so are ours. Each of their errors and the test of ours: `docs/spatialvid.md`.
 """
 
 from typing import TYPE_CHECKING
@@ -43,6 +44,12 @@ class CameraPath(Knobs):
     """Sum of rotation angles at 5 Hz."""
     traj_turns: Limit | None = None
     """Turns of at least 0.45 rad in the path."""
+    dolly: Limit | None = None
+    """Share of the path that leads forward as the camera then looks: 1 forward, -1 back."""
+    truck: Limit | None = None
+    """The same to its right."""
+    pedestal: Limit | None = None
+    """The same to its top."""
 
     @staticmethod
     def measure(view: "View") -> dict[str, float]:
@@ -62,6 +69,9 @@ class CameraPath(Knobs):
             "move_dist": distance,
             "dist_level": float(sum(distance >= least for least in DISTANCES)),
         }
+        if distance >= DISTANCES[0]:
+            right, down, forward = steps(slow).sum(0) / path(slow[:, :3, 3])
+            scores |= {"dolly": float(forward), "truck": float(right), "pedestal": float(-down)}
         if len(slow) >= 4:
             scores["pose_anomaly"] = float(anomalies(slow_centers))
         if path(centers) > STILL * view.near_depth * len(centers) and len(centers) >= 3:
@@ -72,6 +82,11 @@ class CameraPath(Knobs):
 def path(centers: Centers) -> float:
     """Σ |p[t+1] - p[t]|."""
     return float(np.linalg.norm(np.diff(centers, axis=0), axis=1).sum())
+
+
+def steps(world_from_cam: Float64[np.ndarray, "N 4 4"]) -> Float64[np.ndarray, "P 3"]:
+    """Each step of the centers as the camera at its start sees it: right, down, forward."""
+    return np.einsum("tji,tj->ti", world_from_cam[:-1, :3, :3], np.diff(world_from_cam[:, :3, 3], axis=0))
 
 
 def angles(rotations: Float64[np.ndarray, "N 3 3"]) -> Float64[np.ndarray, " P"]:

@@ -72,3 +72,15 @@ def test_the_guided_filter_is_the_exact_local_fit() -> None:
     whole = np.empty((4, 5, 3, 3), np.float32)
     whole[..., moving.FIRST, moving.SECOND] = whole[..., moving.SECOND, moving.FIRST] = matrix
     assert np.allclose(moving._solved(matrix, right), np.linalg.solve(whole, right[..., None])[..., 0], atol=1e-5)
+
+
+def test_a_speck_is_no_crash_and_a_large_thing_moves() -> None:
+    """SpatialVID dies of a contour of one or two points and takes what covers a third of the picture for still."""
+    votes, picture = still_votes(), gray()
+    votes[30, 40:42] = moving.SURE
+    assert moving.decided(votes, picture).sum() < 50
+    large = np.s_[:, :56]
+    votes[large], picture[large] = moving.SURE, (200, 40, 40)
+    found = moving.decided(votes, picture)
+    assert found[:, :54].all()
+    assert not found[:, 60:].any()

@@ -288,9 +288,27 @@ def test_a_turning_camera_stays_where_it_is() -> None:
     assert found["rot_angle_rad"] == pytest.approx(np.pi / 2)
     theirs = -np.einsum("tji,tj->ti", turned(pan), centers)
     assert np.linalg.norm(np.diff(theirs, axis=0), axis=1).sum() == pytest.approx(2.57, abs=0.01)
-    away = np.tile((0.0, 0, 3), (20, 1))
-    late_pan = turned(np.r_[np.zeros(8), 6.0 * np.arange(12)])
-    assert statistics(poses_of(away - away[0], late_pan))["pose_anomaly"] == 0
+
+
+def test_a_pan_far_from_the_start_is_no_anomaly() -> None:
+    """3 units from the start a camera stands still and begins to pan, 6 degrees a pose: -Rᵀc leaps by 2 · 3 sin 3° = 0.31."""
+    centers, pan = np.tile((0.0, 0, 3), (20, 1)), turned(np.r_[np.zeros(8), 6.0 * np.arange(12)])
+    assert statistics(poses_of(centers, pan))["pose_anomaly"] == 0
+    theirs = -np.einsum("tji,tj->ti", pan, centers)
+    assert np.linalg.norm(np.diff(theirs, axis=0), axis=1).max() == pytest.approx(6 * np.sin(np.radians(3)))
+    assert camera_path.anomalies(theirs) > 0
+
+
+def test_what_is_forward_is_told_by_the_camera_that_moves() -> None:
+    """After a right angle's pan to the right, driving on is a dolly; along the first camera's axes it would be a truck."""
+    centers = np.r_[np.zeros((7, 3)), np.linspace((0, 0, 0), (2, 0, 0), 9)[1:]]
+    pan = turned(np.r_[np.linspace(0, 90, 7), np.full(8, 90.0)])
+    found = statistics(poses_of(centers, pan))
+    assert (found["dolly"], found["truck"], found["pedestal"]) == pytest.approx((1, 0, 0), abs=1e-12)
+    back_and_up = statistics(poses_of(np.linspace((0, 0, 0), (0, -3, -4), 6)))  # y leads down
+    assert (back_and_up["dolly"], back_and_up["truck"], back_and_up["pedestal"]) == pytest.approx((-0.8, 0, 0.6))
+    still = statistics(poses_of(np.linspace((0, 0, 0), (0.05, 0, 0), 6)))  # dist_level 0
+    assert "truck" not in still
 
 
 def test_a_rotation_has_no_sign() -> None:

@@ -146,7 +146,7 @@ def test_knobs_of_a_data_set_choose_scenes_and_are_saved(tmp_path: Path) -> None
         sources.entries(source, nothing.source)
     with pytest.raises(ValueError, match="SOURCE names no data set"):
         recipes.annotate_recipe("embedded", ["source.only=[test]"], "videos/")
-    with pytest.raises(ValueError, match=r"unknown knob source\.onyl, did you mean only"):
+    with pytest.raises(ValueError, match=r"unknown knob source\.onyl, did you mean source\.only"):
         recipes.annotate_recipe("embedded", ["source.onyl=[test]"], source)
     assert recipes.for_source(recipe, "videos/").source is None
 

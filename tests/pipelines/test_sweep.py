@@ -91,7 +91,7 @@ def test_one_selection_is_trained_once(out: str, tmp_path: Path) -> None:
 def test_what_cannot_be_swept_is_refused(out: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no clip is held out, expected some"):
         sweep.sweep(out, str(tmp_path), sweep.sweep_recipe("default", [*FAST, "curate.splits.validation=0"]))
-    with pytest.raises(ValueError, match=r"unknown knob pixels\.edge, did you mean edge_px"):
+    with pytest.raises(ValueError, match=r"unknown knob pixels\.edge, did you mean pixels\.edge_px"):
         sweep.sweep_recipe("default", ["vary={pixels.edge: [1]}"])
     with pytest.raises(ValueError, match="a sweep trains on `train` alone"):
         sweep.sweep_recipe("default", ["train.splits=[train,test]"])

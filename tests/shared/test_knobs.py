@@ -81,8 +81,14 @@ def test_what_is_wrong_is_refused_with_its_path(tree: dict, sentence: str) -> No
 
 
 def test_a_near_name_is_suggested() -> None:
-    assert refused({"depth": {"kind": "fast", "windw": 4}}).endswith("unknown knob depth.windw, did you mean window?")
+    assert refused({"depth": {"kind": "fast", "windw": 4}}).endswith("depth.windw, did you mean depth.window?")
     assert refused({"xyzzy": 4}).endswith("unknown knob xyzzy")
+
+
+def test_a_near_name_is_suggested_with_the_way_to_it() -> None:
+    assert refused({"flow": None}).endswith("unknown knob flow, did you mean checks.flow?")
+    assert refused({"checks": {"rigid": {"kind": "fine", "levl": 1}}}).endswith("did you mean checks.rigid.level?")
+    assert "did you mean depth.window" not in refused(Recipe(), ("depth.kind=fine",))  # of another choice
 
 
 def test_known_tags_are_named() -> None:

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import videos
 
-from shared import files, video
+from shared import decoding, files, video
 
 COUNT = 72
 H264 = {"preset": "veryfast", "g": "20", "bf": "3"}
@@ -85,6 +86,20 @@ def test_windows_hold_the_pixels_of_a_whole_decode(kind: str, write: Write) -> N
     passed = list(video.frames(found))
     assert [number for number, _ in passed] == list(range(COUNT))
     assert np.array_equal(np.stack([rgb for _, rgb in passed]), truth)
+
+
+def test_a_window_is_not_decoded_from_the_beginning(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Key frames are 0, 20, 40 and 60."""
+    found = video.probe(str(write("h264_b_frames.mp4")))
+    decoded: list[int] = []
+    whole = decoding._runs_through
+
+    def counting(frames: Iterator[av.VideoFrame], *more: Any) -> bool:
+        return whole((decoded.append(frame.pts) or frame for frame in frames), *more)
+
+    monkeypatch.setattr(decoding, "_runs_through", counting)
+    video.read(found, np.array([65, 66]))
+    assert 2 <= len(decoded) <= 27
 
 
 def test_rates_and_times_are_those_written(write: Write) -> None:
