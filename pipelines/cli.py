@@ -138,7 +138,9 @@ def generate(
     frames: Annotated[
         int | None, typer.Option(help="More than the model's window: experimental, prints the drift.")
     ] = None,
-    overlap: Annotated[int, typer.Option(help="Frames that windows share, 4N + 1.")] = 9,
+    overlap: Annotated[
+        int | None, typer.Option(help="Frames that windows share, 4N + 1; without it, 9, or 5 of windows of 9.")
+    ] = None,
     gate: Annotated[bool, typer.Option(help="Scene flow only where the mask says that something moves.")] = True,
 ) -> None:
     """From one image and a prompt: a video with depth, pointmaps, cameras, scene flow and masks of one world."""

@@ -81,11 +81,12 @@ def evaluate_model(
         print(evaluate.table(rows, columns), end="\n\n")
     seen = sum("log_rmse" in clip["measures"] for clip in clips.values())
     print(f"geometry: of {seen} of {len(clips)} clips, those whose pixels tell depth to the annotators")
+    print("signatures: by the clip's own flow, depth, cameras and scene flow; all else by what is found in its pixels")
     for note in (*notes, *_stated(given, recipe)):
         print(note)
-    for name, clip in clips.items():
+    for clip in clips.values():
         for what, why in clip["refused"].items():
-            print(f"{name}: no {what}: {why}")
+            print(f"no {what}: {why}")
     if json_ is not None:
         files.write_whole(json_, json.dumps(result, indent=2).encode())
     return result

@@ -47,7 +47,7 @@ def generate(
     guidance: float,
     method: Literal["ddim", "dpm"] = "ddim",
     frames: int | None = None,
-    overlap: int = 9,
+    overlap: int | None = None,
     gate_scene_flow: bool = True,
 ) -> None:
     """One generated clip as a shard in `out`/shards, and as a page in `out`/look.
@@ -60,7 +60,7 @@ def generate(
     from train.generate import Sampler
 
     size = recipe.sizes[-1]
-    overlap = min(overlap, size.frames - 4)
+    overlap = min(9, size.frames - 4) if overlap is None else overlap
     clip, drifts = windows.generate_long(
         models.load(_trained(run)),
         read_image(image),

@@ -286,7 +286,7 @@ def signatures(
         "length": metrics.path_length(torch.tensor(clip.cameras.world_from_cam)) / unit,
         "flow_gap": flow_gap,
         "depth_gap": depth_gap,
-        "leak": clip.scores.get("scene_flow_leak", _leak_of(clip)),
+        "leak": clip.scores.get("scene_flow_leak", _leak_of(clip, unit)),
     }
     if (moves := is_object_dynamic(clip)) is not None:
         found["object_dynamic"] = float(moves)
@@ -348,12 +348,12 @@ def _likeness(a: Frames, b: Frames) -> float:
     return float((255 - np.abs(a.astype(np.float64) - b.astype(np.float64)).mean()) / 255)
 
 
-def _leak_of(clip: AnnotatedClip) -> float:
+def _leak_of(clip: AnnotatedClip, unit: float) -> float:
     assert clip.motion is not None
     if clip.motion.key_scene_flow is None:
         return 0.0
     keys = torch.tensor(clip.motion.dynamic[::KEY_STRIDE][:-1])
-    return outputs.scene_flow_leak(torch.tensor(clip.motion.key_scene_flow), keys)
+    return outputs.scene_flow_leak(torch.tensor(clip.motion.key_scene_flow), keys, unit)
 
 
 def _key_gaps(clip: AnnotatedClip) -> tuple[float, float]:

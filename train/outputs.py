@@ -18,6 +18,8 @@ from train.sample import Predicted
 SOURCE = "worldreel"
 MIN_DEPTH = 1e-4
 """Of the scene's unit: depth at a valid pixel is above zero."""
+AT_REST = 0.005
+"""Of the scene's unit, from key frame to key frame: what labels of motion take for standing still."""
 
 
 def annotated(
@@ -69,8 +71,9 @@ def between(keys: Float[Tensor, "K *map"], frames: int) -> Float[Tensor, "T *map
     return keys[before] * (1 - share) + keys[after] * share
 
 
-def scene_flow_leak(scene_flow: Float[Tensor, "Q H W 3"], dynamic: Bool[Tensor, "Q H W"]) -> float:
-    """Mean |F3d| of static pixels over that of moving ones (at most 1; 0 if nothing is said to move anywhere).
+def scene_flow_leak(scene_flow: Float[Tensor, "Q H W 3"], dynamic: Bool[Tensor, "Q H W"], unit: float = 1.0) -> float:
+    """Mean |F3d| of static pixels over that of moving ones, at most 1. What moves slower than `AT_REST` units counts as that fast:
+    a world that as good as stands still leaks nothing.
 
     What the mask calls static should stand still: a high share means that camera motion was taken for scene motion, or that the
     edges of what moves are blurred.
@@ -78,7 +81,7 @@ def scene_flow_leak(scene_flow: Float[Tensor, "Q H W 3"], dynamic: Bool[Tensor, 
     speed = scene_flow.norm(dim=-1)
     at_rest = float(speed[~dynamic].mean()) if (~dynamic).any() else 0.0
     moving = float(speed[dynamic].mean()) if dynamic.any() else 0.0
-    return 0.0 if at_rest == 0 else min(1.0, at_rest / max(moving, 1e-12))
+    return min(1.0, at_rest / max(moving, AT_REST * unit))
 
 
 def inverse(flow: Float[Tensor, "P H W 2"], num_rounds: int = 5) -> Float[Tensor, "P H W 2"]:

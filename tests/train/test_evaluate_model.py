@@ -203,6 +203,16 @@ def test_camera_motion_told_as_scene_motion_is_confusion():
     assert found.camera_scene_confusion
 
 
+def test_a_world_that_as_good_as_stands_still_confuses_nothing():
+    tremble = np.float32(1e-4) * np.ones_like(scene.tiny("orbit").motion.key_scene_flow)
+    clip = _frozen(scene.tiny("orbit"))
+    found = evaluate.signatures(clip.with_(motion=replace(clip.motion, key_scene_flow=tremble)))
+    assert not found.camera_scene_confusion
+    assert evaluate.signatures(
+        clip.with_(motion=replace(clip.motion, key_scene_flow=1000 * tremble))
+    ).camera_scene_confusion
+
+
 def test_tables_have_the_papers_layout():
     rows = {"ours": {"d.d.": 1.0, "m.s.": 0.9871}, "base": {"m.s.": 0.5}}
     assert (
