@@ -86,7 +86,7 @@ def ablate(
         str, typer.Option(help="small, medium, tiny, paper, or a .yaml file: model, sizes, steps of each stage.")
     ] = "small",
     arms: Annotated[str, typer.Option(help="Names of arms, with commas.")] = (
-        "base_finetuned,without_geometry_latent,without_joint,frozen_decoder,full"
+        "base_finetuned,without_geometry_latent,without_joint,frozen_backbone,full"
     ),
     seeds: Annotated[str, typer.Option(help="Seeds, with commas: each arm is trained once with each.")] = "0",
     clips: Annotated[int, typer.Option(min=1, help="Held-out clips of the test split to measure on.")] = 16,

@@ -116,13 +116,13 @@ def consistency(features: Features) -> float:
 
 
 def faithfulness(image: Float[Tensor, "1 D"], features: Features) -> float:
-    """Image-to-video subject (DINO) or background (DreamSim): 0.4 max_i cos(x0, i) + 0.3 mean + 0.3 min of cos(i, i+1).
+    """Image-to-video subject (DINO) or background (DreamSim): 0.4 max_i cos(x0, i)⁺ + 0.3 mean + 0.3 min of cos(i, i+1)⁺.
 
     `image` is one row: the features of the picture the video was made from.
     """
     unit = F.normalize(features.double(), dim=-1)
-    to_image = unit @ F.normalize(image.double(), dim=-1)[0]
-    steps = (unit[1:] * unit[:-1]).sum(-1)
+    to_image = (unit @ F.normalize(image.double(), dim=-1)[0]).clamp_min(0)
+    steps = (unit[1:] * unit[:-1]).sum(-1).clamp_min(0)
     return float(0.4 * to_image.max() + 0.3 * steps.mean() + 0.3 * steps.min())
 
 

@@ -101,10 +101,12 @@ class Joint(Knobs):
     regularizing: Regularizing = Regularizing()
     dpt_weight: Weight = 0.1
     reg_weight: Weight = 0.5
+    """Both as in the paper. With means in place of its sums L_reg pulls a pixel's depth five times as hard as L_depth does: a small,
+    soft decoder gives in (docs/ablation.md)."""
     weigh_by_signal: bool = True
     """Weigh both by alpha_bar: at high noise the predicted latent is a blurred mean, and its geometry means nothing."""
     freeze_backbone: bool = False
-    """The arm with a frozen decoder: its heads still learn, and gradients still reach the transformer."""
+    """As the paper freezes its DPT: the heads still learn, and gradients still reach the transformer."""
 
     @property
     def parts(self) -> frozenset[str]:
@@ -165,7 +167,7 @@ ARMS = {
     "base_finetuned": Arm(geometry_latent=False, stages=(Generator(),)),
     "without_geometry_latent": Arm(geometry_latent=False),
     "without_joint": Arm(stages=(Generator(), Decoder())),
-    "frozen_decoder": Arm(stages=(Generator(), Decoder(), Joint(freeze_backbone=True))),
+    "frozen_backbone": Arm(stages=(Generator(), Decoder(), Joint(freeze_backbone=True))),
     "self_supervised": Arm(stages=(Generator(), SelfSupervised())),
     **{
         f"reg_weight_{weight:g}": Arm(stages=(Generator(), Decoder(), Joint(reg_weight=weight)))

@@ -23,7 +23,7 @@ import rooms
 from shared.knobs import dump
 from train.recipe import TrainRecipe
 
-ARMS = "base_finetuned,without_geometry_latent,without_joint,frozen_decoder,full"
+ARMS = "base_finetuned,without_geometry_latent,without_joint,frozen_backbone,full"
 SIDE_BY_SIDE = 6
 """The arms that need no other one first, of two seeds."""
 TRIED = (70, 40, 30)

@@ -63,7 +63,7 @@ def _ended(log: Path, name: str) -> dict[str, float]:
 
 
 def test_side_by_side_an_arm_waits_for_the_one_it_begins_with(tmp_path):
-    runs = {(arm, 0): arms_of.recipe_of(TINY, arm, 0) for arm in ("full", "frozen_decoder", "without_joint")}
+    runs = {(arm, 0): arms_of.recipe_of(TINY, arm, 0) for arm in ("full", "frozen_backbone", "without_joint")}
     todo = {run: partial(_ended, tmp_path / "log", run[0]) for run in runs}
     found = dict(ablation._at_once(runs, todo, 2))
     assert found == {run: {"measure": 1.0} for run in runs}
@@ -86,7 +86,7 @@ def test_an_arm_takes_its_steps_from_the_recipe():
 def test_an_arm_keeps_the_knobs_of_the_recipe_and_sets_its_own():
     overrides = ["batch=4", "phases.0.learning_rate=0.5", "phases.1.stage.decoding.cameras.weight=7"]
     asked = load(TrainRecipe, SMALL, [*overrides, "phases.2.stage.dpt_weight=0.3", "phases.2.stage.reg_weight=0.2"])
-    full, frozen, without = (arms_of.recipe_of(asked, arm, 0) for arm in ("full", "frozen_decoder", "reg_weight_0"))
+    full, frozen, without = (arms_of.recipe_of(asked, arm, 0) for arm in ("full", "frozen_backbone", "reg_weight_0"))
     assert full.phases == asked.phases
     assert full.batch == 4
     assert frozen.phases[:2] == full.phases[:2]

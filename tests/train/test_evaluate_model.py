@@ -75,6 +75,8 @@ def test_consistency_and_faithfulness_by_hand():
     assert evaluate.consistency(features) == pytest.approx(((1 + 1) + (0 + 0) + (0 + 0)) / 2 / 3)
     image = _features((3, 0))
     assert evaluate.faithfulness(image, features) == pytest.approx(0.4 * 1 + 0.3 * (1 + 0 + 0) / 3 + 0.3 * 0)
+    turned = _features((-1, 1), (1, 1), (-1, -1))  # those below zero count as zero
+    assert evaluate.faithfulness(image, turned) == pytest.approx(0.4 * 0.5**0.5)
 
 
 def test_smooth_motion_scores_one():

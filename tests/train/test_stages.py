@@ -92,7 +92,7 @@ def test_the_joint_loss_is_equation_four():
     assert weighed == pytest.approx((diffusion + signal * (0.1 * dpt + 0.5 * reg)).item(), rel=1e-5)
 
 
-def test_geometry_losses_reach_the_transformer_also_with_a_frozen_decoder():
+def test_geometry_losses_reach_the_transformer_also_with_a_frozen_backbone():
     of, batch = _models(), examples.batch("many_moving", "orbit")
     frozen = Joint(freeze_backbone=True, weigh_by_signal=False)
     with_geometry = _gradients(frozen, of, batch, NOISE)
