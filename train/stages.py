@@ -101,8 +101,8 @@ class Joint(Knobs):
     regularizing: Regularizing = Regularizing()
     dpt_weight: Weight = 0.1
     reg_weight: Weight = 0.5
-    """Both as in the paper. With means in place of its sums L_reg pulls a pixel's depth five times as hard as L_depth does: a small,
-    soft decoder gives in (docs/ablation.md)."""
+    """Both as in the paper. With means in place of its sums L_reg pulls a pixel's depth five times as hard as L_depth does: a
+    small, soft decoder gives in (docs/ablation.md)."""
     weigh_by_signal: bool = True
     """Weigh both by alpha_bar: at high noise the predicted latent is a blurred mean, and its geometry means nothing."""
     freeze_backbone: bool = False
