@@ -1,5 +1,9 @@
-"""OpenEXR as depth is shipped in it: flat scan lines, uncompressed, RLE or ZIP. Read here because no dependency of ours does."""
+"""OpenEXR as depth is shipped in it: flat scan lines, uncompressed, RLE or ZIP, are read here, since no dependency of ours does.
 
+What else there is (tiles, parts, PIZ, DWA, ...) the library OpenEXR reads, if it is there.
+"""
+
+import io
 import struct
 import zlib
 
@@ -12,8 +16,12 @@ _COMPRESSIONS = ("none", "RLE", "ZIPS", "ZIP", "PIZ", "PXR24", "B44", "B44A", "D
 _ROWS_PER_CHUNK = {"none": 1, "RLE": 1, "ZIPS": 1, "ZIP": 16}
 
 
+class NeedsLibrary(ValueError):
+    """Sound, as far as can be seen, but nothing here reads it."""
+
+
 def read(data: bytes) -> dict[str, np.ndarray]:
-    """Channels by name, each H W, as they are stored. Raises ValueError for what is torn, tiled or compressed otherwise."""
+    """Channels by name, each H W, as they are stored. Raises ValueError for what is torn, NeedsLibrary where none is there."""
     if data[:4] != _MAGIC:
         raise ValueError("not an OpenEXR file")
     try:
@@ -24,14 +32,14 @@ def read(data: bytes) -> dict[str, np.ndarray]:
 
 def _image(data: bytes) -> dict[str, np.ndarray]:
     if struct.unpack_from("<I", data, 4)[0] & _NOT_FLAT:
-        raise ValueError("a tiled, deep or multi-part OpenEXR, expected scan lines")
+        return _by_library(data, "a tiled, deep or multi-part OpenEXR")
     attributes, at = _attributes(data)
     x0, y0, x1, y1 = struct.unpack("<4i", attributes["dataWindow"])
     width, height = x1 - x0 + 1, y1 - y0 + 1
     number = attributes["compression"][0]
     compression = _COMPRESSIONS[number] if number < len(_COMPRESSIONS) else str(number)
     if compression not in _ROWS_PER_CHUNK:
-        raise ValueError(f"OpenEXR compression {compression}, expected {', '.join(_ROWS_PER_CHUNK)}")
+        return _by_library(data, f"OpenEXR compression {compression}")
     channels = _channels(attributes["channels"])
     row = np.dtype([(name, kind, width) for name, kind in channels])
     image = np.empty(height, row)
@@ -42,6 +50,20 @@ def _image(data: bytes) -> dict[str, np.ndarray]:
         raw = _unpack(data[offset + 8 : offset + 8 + size], count * row.itemsize, compression)
         image[y - y0 : y - y0 + count] = np.frombuffer(raw, row)
     return {name: np.ascontiguousarray(image[name]) for name, _ in channels}
+
+
+def _by_library(data: bytes, what: str) -> dict[str, np.ndarray]:
+    """The channels of the first part."""
+    try:
+        import OpenEXR
+    except ImportError:
+        told = f"{', '.join(_ROWS_PER_CHUNK)} in scan lines are read without it"
+        raise NeedsLibrary(f"{what} asks for a library ({told}): pip install OpenEXR") from None
+    try:
+        with OpenEXR.File(io.BytesIO(data), separate_channels=True) as file:
+            return {name: np.array(channel.pixels) for name, channel in file.channels().items()}
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(f"{what} that cannot be read ({error})") from None
 
 
 def _attributes(data: bytes) -> tuple[dict[str, bytes], int]:

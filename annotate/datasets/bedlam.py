@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32
+from jaxtyping import Bool, Float32, Float64, Int32
 from pydantic import Field
 
 from annotate.datasets import poses, reading
@@ -16,8 +16,10 @@ from annotate.datasets.dataset import About, Choice, Exclusion, Facts, Frame, Sc
 from shared import files
 
 EDGE_RATIO = 1.1
-"""Depths of neighbors whose ratio is above this lie on two surfaces."""
+"""Depths of neighbors whose ratio is above this lie on two surfaces, unless they go on as a plane does."""
 PARTS = ("body", "clothing", "hair")
+ENV = -1
+"""Stands among persons for what is none."""
 
 EXCLUDED = (
     Exclusion(
@@ -73,7 +75,7 @@ class _Scene(Scene):
         scene, _, self._name = uri.rpartition("/")
         self._knobs = knobs
         self._folders = {kind: files.join(scene, kind, self._name) for kind in ("png", "depth", "masks")}
-        pictures = numbered(self._folders["png"], self._name, ".png")
+        pictures = numbered(self._folders["png"], self._name, ".png", ".jpg")
         depths = numbered(self._folders["depth"], self._name, "_depth.exr")
         if not depths:
             raise ValueError(
@@ -160,33 +162,50 @@ def centimeters(uri: str, max_range_m: float) -> Float32[np.ndarray, "H W"]:
 
 
 def without_edges(z: Float32[np.ndarray, "H W"], edge_px: int) -> Float32[np.ndarray, "H W"]:
-    """Depth with 0 within `edge_px` of where two surfaces meet."""
+    """Depth with 0 within `edge_px` of where two surfaces meet.
+
+    Inverse depth is linear over a plane's pixels, however steep: where it leaps, another surface begins.
+    """
     if not edge_px:
         return z
     import cv2
 
-    box = np.ones((2 * edge_px + 1, 2 * edge_px + 1), np.uint8)
-    far, near = cv2.dilate(np.where(z > 0, z, 1e9), box), cv2.erode(np.where(z > 0, z, 1e9), box)
-    return np.where(far < EDGE_RATIO * near, z, 0).astype(np.float32)
+    inverse = cv2.copyMakeBorder(np.where(z > 0, 1 / np.maximum(z, 1e-6), 0), 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    height, width = z.shape
+    here, leaps = inverse[1:-1, 1:-1], np.zeros(z.shape, bool)
+    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        before = inverse[1 - down : 1 - down + height, 1 - right : 1 - right + width]
+        after = inverse[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+        nearest = np.maximum(np.maximum(before, after), here)
+        leaps |= np.abs(before + after - 2 * here) > (1 - 1 / EDGE_RATIO) * nearest
+    box = np.ones((2 * edge_px - 1, 2 * edge_px - 1), np.uint8)
+    return np.where(cv2.dilate(leaps.astype(np.uint8), box) > 0, 0, z).astype(np.float32)
 
 
 def persons(folder: str, name: str) -> dict[int, dict[int, list[str]]]:
-    """Frame -> person -> mask files, of body, clothing and hair. A person out of view has none."""
+    """Frame -> person -> mask files, of body, clothing and hair. A person out of view has none; ENV: what is no person."""
     found: dict[int, dict[int, list[str]]] = {}
     for file in reading.folder(folder):
-        words = file.removesuffix(".png").removeprefix(f"{name}_").split("_")
+        stem, _, ending = file.rpartition(".")
+        words = stem.removeprefix(f"{name}_").split("_") if ending.lower() == "png" else []
         if len(words) == 3 and words[2] in PARTS and words[0].isdigit() and words[1].isdigit():
             found.setdefault(int(words[0]), {}).setdefault(int(words[1]), []).append(file)
         elif len(words) == 2 and words[1] == "env" and words[0].isdigit():
-            found.setdefault(int(words[0]), {})
+            found.setdefault(int(words[0]), {})[ENV] = [file]
     return found
 
 
 def people(folder: str, masks: dict[int, list[str]], shape: tuple[int, int]) -> Int32[np.ndarray, "H W"]:
-    """One more than the number of the person that a pixel shows; 0: none."""
+    """One more than the number of the person that a pixel shows; 0: none. All are one where only ENV is there."""
     ids = np.zeros(shape, np.int32)
+    if list(masks) == [ENV]:
+        return (~_white(files.join(folder, masks[ENV][0]))).astype(np.int32)
     for person, names in sorted(masks.items()):
-        for name in names:
-            seen = reading.pixels(files.join(folder, name))
-            ids[(seen if seen.ndim == 2 else seen[..., 0]) > 127] = person + 1
+        for name in names if person != ENV else ():
+            ids[_white(files.join(folder, name))] = person + 1
     return ids
+
+
+def _white(uri: str) -> Bool[np.ndarray, "H W"]:
+    seen = reading.pixels(uri)
+    return (seen if seen.ndim == 2 else seen[..., 0]) > 127

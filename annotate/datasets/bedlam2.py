@@ -1,5 +1,6 @@
 """BEDLAM2: as BEDLAM, with pictures free of motion blur, half-float depth, and a camera table for each of the two renderings."""
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
@@ -50,7 +51,7 @@ class _Scene(Scene):
         self._sharp = bool(self._pictures)
         if not self._sharp:
             self._rgb = files.join(scene, "png", name)
-            self._pictures = bedlam.numbered(self._rgb, name, ".png")
+            self._pictures = bedlam.numbered(self._rgb, name, ".png", ".jpg")
         self._depths = bedlam.numbered(self._depth, name, "_depth.exr")
         self._masks = bedlam.persons(self._people, name)
         numbers = np.array(sorted(set(self._pictures) & set(self._depths)), np.int64)
@@ -78,10 +79,14 @@ class _Scene(Scene):
 def _camera_table(folder: str, name: str) -> str:
     """That of depth and sharp pictures; else the blurred rendering's, whose pictures belong to its middle sub-frame."""
     for kind in ("meta_exr_depth_csv", "meta_exr_csv"):
-        names = [
-            n for n in reading.folder(files.join(folder, kind)) if n.startswith(f"{name}_camera") and n.endswith(".csv")
-        ]
+        names = [n for n in reading.folder(files.join(folder, kind)) if n.startswith(f"{name}_") and n.endswith(".csv")]
+        names = sorted((n for n in names if "camera" in n), key=_subframe)
         whole = [n for n in names if "subframe" not in n]
         if names:
             return files.join(folder, kind, whole[0] if whole else names[len(names) // 2])
     raise ValueError(f"{folder}: has no camera table of {name}, expected meta_exr_depth_csv/{name}_camera.csv")
+
+
+def _subframe(name: str) -> int:
+    found = re.search(r"subframe_?(\d+)", name)
+    return int(found[1]) if found else -1

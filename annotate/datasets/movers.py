@@ -1,5 +1,6 @@
 """What moves in a scene with truth: by its scene flow, by its tracks, or by whether it is still where it was."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,9 @@ LEAST_M, LEAST_OF_Z = 0.002, 0.002
 """Scene flow shorter than either is none: rounding of what is given exactly."""
 TRACK_M, TRACK_OF_Z = 0.010, 0.005
 """The same of tracks and rounded depth."""
-LEAST_PX, LEAST_OF_FLOW, TIMES_MEDIAN = 0.1, 0.01, 10.0
-"""Given flow that is farther from a still world's moves; its median distance stands for how exact flow, depth and cameras are."""
+LEAST_PX, LEAST_OF_FLOW, TIMES_USUAL = 0.1, 0.01, 15.0
+"""Given flow that is farther from a still world's moves; the distance that a quarter of the pixels stay below stands for how exact
+flow, depth and cameras are: in a close-up most of them move."""
 AGREEMENT = 0.02
 """A track lies on what its pixel shows if their depths differ by less than this share."""
 HIDES = 0.05
@@ -27,8 +29,8 @@ STILL_SHARE, STILL_SHARE_SHARP = 0.95, 0.55
 In the tests' worlds, walls with furniture before them stay above 0.96 and 0.56 while the camera goes around them, and a box that
 sways by two pixels comes down to 0.91 and 0.36.
 """
-_FEWEST = 20
-"""Pixels or tracks that can decide."""
+_FEWEST, _FEWEST_TRACKS = 20, 5
+"""Pixels that can decide by their depth, tracks (or pixels with flow) that can by where they lead."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,14 +66,31 @@ def moving(
     if static:
         return np.zeros(clip.shape, bool)
     if any(field is not None for field in scene_flow):
-        return _by_scene_flow(clip, scene_flow, key_scene_flow, instances, _unit(clip))
+        return _by_scene_flow(clip, scene_flow, key_scene_flow, instances, flows.forward)
     if clip.depth is None or clip.cameras is None:
         return None
     if instances is None:
         return _by_flow(clip, flows)
     told = _by_tracks(instances, seen) if seen is not None else {}
+    odd = [None if field is None else _odd(clip, field, t, t + 1) for t, field in enumerate(flows.forward)]
+
+    def moves(where: Bool[np.ndarray, "T H W"]) -> bool:
+        return _flows_oddly(where, odd, flows.forward) or _left(clip, where)
+
     numbers = [int(i) for i in np.unique(instances[instances > 0])]
-    return np.isin(instances, [i for i in numbers if (told[i] if i in told else _left(clip, instances == i))])
+    return np.isin(instances, [i for i in numbers if (told[i] if i in told else moves(instances == i))])
+
+
+def _flows_oddly(
+    where: Bool[np.ndarray, "T H W"], odd: list[Bool[np.ndarray, "H W"] | None], forward: Sequence[Field | None]
+) -> bool:
+    """Whether the given flow of most of an instance's pixels is not a still world's, in a frame that shows enough of it."""
+    for on, moves, field in zip(where, odd, forward):
+        if moves is not None and field is not None:
+            known = on & field.seen
+            if known.sum() >= _FEWEST_TRACKS and (moves & known).sum() > 0.5 * known.sum():
+                return True
+    return False
 
 
 def _unit(clip: AnnotatedClip) -> float:
@@ -86,12 +105,14 @@ def _by_scene_flow(
     fields: list[Field | None],
     key_fields: list[Field | None],
     instances: Int32[np.ndarray, "T H W"] | None,
-    unit: float,
+    forward: Sequence[Field | None],
 ) -> Bool[np.ndarray, "T H W"]:
     """Pixels whose displacement is more than rounding; where it is not known, those of an instance that moves.
 
-    Of a key frame also those that move until the next one: its scene flow is told as far as that.
+    Of a key frame also those that move until the next one: its scene flow is told as far as that. A last frame without any takes
+    over what the flow before it carries there.
     """
+    unit = _unit(clip)
     z = clip.depth.z if clip.depth is not None else np.zeros(clip.shape, np.float32)
     dynamic = np.zeros(clip.shape, bool)
     for t, field in [*enumerate(fields), *zip(range(0, len(fields), KEY_STRIDE), key_fields)]:
@@ -99,6 +120,8 @@ def _by_scene_flow(
             far = np.linalg.norm(field.values, axis=-1) > np.maximum(LEAST_M * unit, LEAST_OF_Z * z[t])
             dynamic[t] |= far & field.valid
     if instances is None:
+        if fields[-1] is None and len(forward) and (last := forward[-1]) is not None and clip.depth is not None:
+            dynamic[-1] = _carried(clip, last, dynamic[-2])
         return dynamic
     for number in np.unique(instances[instances > 0]):
         where = instances == number
@@ -121,25 +144,29 @@ def _by_flow(clip: AnnotatedClip, flows: given_flow.Given) -> Bool[np.ndarray, "
     for t, field in enumerate(flows.forward):
         assert field is not None
         dynamic[t] = _odd(clip, field, t, t + 1)
-    last = flows.forward[-1]
-    assert last is not None
-    assert clip.depth is not None
-    starts, ends = given_flow.landed(last, clip.depth.z[-2])
-    carried, reached = np.zeros(clip.shape[1:], bool), np.zeros(clip.shape[1:], bool)
-    carried[ends], reached[ends] = dynamic[-2][starts], True
-    dynamic[-1] = carried | (_closed(carried) & ~reached)
+    assert flows.forward[-1] is not None
+    dynamic[-1] = _carried(clip, flows.forward[-1], dynamic[-2])
     return dynamic
 
 
+def _carried(clip: AnnotatedClip, last: Field, dynamic: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """Where the pixels that move in the last frame but one are in the last."""
+    assert clip.depth is not None
+    starts, ends = given_flow.landed(last, clip.depth.z[-2])
+    carried, reached = np.zeros(clip.shape[1:], bool), np.zeros(clip.shape[1:], bool)
+    carried[ends], reached[ends] = dynamic[starts], True
+    return carried | (_closed(carried) & ~reached)
+
+
 def _odd(clip: AnnotatedClip, field: Field, t: int, other: int) -> Bool[np.ndarray, "H W"]:
-    """Clearly more than the median pixel, which stands still, and more than rounding."""
+    """Clearly more than the best quarter of the pixels, which stands still, and more than rounding."""
     still, known = (both[0] for both in given_flow.rigid(clip, np.array([t]), np.array([other])))
     known &= field.valid
     if not known.any():
         return known
     off = np.linalg.norm(field.values - still, axis=-1)
     rounding = LEAST_PX + LEAST_OF_FLOW * np.linalg.norm(still, axis=-1)
-    return known & (off > np.maximum(rounding, TIMES_MEDIAN * np.median(off[known])))
+    return known & (off > np.maximum(rounding, TIMES_USUAL * np.quantile(off[known], 0.25)))
 
 
 def _closed(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
@@ -159,7 +186,7 @@ def _by_tracks(instances: Int32[np.ndarray, "T H W"], seen: Seen) -> dict[int, b
     told = {}
     for number in np.unique(on[on > 0]):
         mine = (on == number).any(0)
-        if mine.sum() >= _FEWEST:
+        if mine.sum() >= _FEWEST_TRACKS:
             told[int(number)] = bool(far[mine].mean() > 0.5)
     return told
 

@@ -22,7 +22,7 @@ MOST_NORM_ERROR = 0.01
 """Of a quaternion: more marks a frame whose camera could not be found."""
 _FOLDERS = ("color", "depth", "camera", "subject_masks", "gdino_mask", "text")
 _PLACES = ("", "annotations/OmniWorld-Game", "videos/OmniWorld-Game")
-_UID = re.compile(r"^[0-9a-f]{12}$")
+_UID = re.compile(r"^[0-9a-fA-F]{12}$")
 
 
 class OmniWorld(Choice):
@@ -52,15 +52,23 @@ class OmniWorld(Choice):
             yield root.rstrip("/")
             return
         seen: set[str] = set()
-        for place in _PLACES:
-            base = files.join(root, place) if place else root
-            for name in reading.folder(base):
-                if _UID.match(name[:-1]) and name not in seen:
-                    seen.add(name)
-                    yield files.join(base, name[:-1])
+        for uri in _recordings(root):
+            uid = uri.rpartition("/")[2]
+            if uid not in seen:  # once below annotations, once below videos
+                seen.add(uid)
+                yield uri
 
     def open(self, uri: str) -> Scene:
         return _Scene(uri, self)
+
+
+def _recordings(root: str, depth: int = 3) -> Iterator[str]:
+    """Folders named by a uid."""
+    for name in reading.folders_in(root):
+        if _UID.match(name):
+            yield files.join(root, name)
+        elif depth:
+            yield from _recordings(files.join(root, name), depth - 1)
 
 
 def _folders_below(uri: str, depth: int = 3) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Panda-70M as video2dataset downloads it: `00000/0000001_00002.mp4` with a .json beside it. Captions and filters, no truth."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
@@ -49,7 +50,7 @@ class Panda70M(Choice):
             raise ValueError(f"{uri}: the data set's filter says {filtered}, expected {' or '.join(self.filters)}")
         with reading.plainly(uri, "a matching_score and a list of shots"):
             score = float(_only(told.get("matching_score", 1.0)))
-            shots = len(told.get("shot_boundary_detection") or [None])
+            shots = _shots(told.get("shot_boundary_detection"))
         if score < self.min_matching_score:
             raise ValueError(f"{uri}: caption and video match by {score:.2f}, expected {self.min_matching_score:g}")
         if shots > self.max_shots:
@@ -58,6 +59,16 @@ class Panda70M(Choice):
 
     def complete(self, clip: AnnotatedClip, video: Video) -> AnnotatedClip:
         return clip
+
+
+def _shots(told: Any) -> int:
+    """How many intervals: some downloaders keep the list as its text, or one interval bare."""
+    found = json.loads(told.replace("'", '"')) if isinstance(told, str) and told.strip() else told
+    if not found:
+        return 1
+    while len(found) == 1 and isinstance(found[0], (list, tuple)) and isinstance(found[0][0], (list, tuple)):
+        found = found[0]
+    return len(found) if isinstance(found[0], (list, tuple)) else 1
 
 
 def _only(value: Any) -> Any:

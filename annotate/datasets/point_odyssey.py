@@ -67,14 +67,20 @@ class _Scene(Scene):
             raise ValueError(f"{self._anno}: is of v1.0 (it holds visibilities), whose axes are flipped; expected v1.2")
         self._tracked = reading.npz_shape(self._anno, "trajs_3d") if "trajs_3d" in self._names else None
         if self._tracked is None or len(self._tracked) != 3 or 0 in self._tracked:
-            raise ValueError(f"{self._anno}: trajs_3d is empty, expected tracks to test the scene's depth with")
+            raise ValueError(
+                f"{self._anno}: trajs_3d is empty or holds objects, expected tracks to test its depth with"
+            )
         numbers = self._frames()
         rows = np.arange(numbers[-1] + 1)
         self._world_from_cam = poses.inverse(
             poses.checked(self._anno, reading.npz_rows(self._anno, "extrinsics", rows))
         )
-        self._intrinsics = reading.npz_rows(self._anno, "intrinsics", rows).astype(np.float64)
-        height, width = reading.first_size(self._file("rgbs/rgb", int(numbers[0])))
+        one_for_all = reading.npz_shape(self._anno, "intrinsics") == (3, 3)
+        k = reading.npz_rows(self._anno, "intrinsics", np.arange(3) if one_for_all else rows).astype(np.float64)
+        if k.shape[-2:] != (3, 3):
+            raise ValueError(f"{self._anno}: intrinsics of shape {k.shape}, expected {len(rows)} x 3 x 3")
+        self._intrinsics = np.broadcast_to(k, (len(rows), 3, 3))
+        height, width = reading.first_size(self._file("rgbs", int(numbers[0])))
         shots = (numbers,)
         self.facts = Facts(
             uri=uri,
@@ -87,37 +93,38 @@ class _Scene(Scene):
         )
 
     def _frames(self) -> Int64[np.ndarray, " N"]:
-        """Frames that have picture, depth and mask."""
-        self._suffix: dict[str, str] = {}
-        found = []
+        """Frames that have picture, depth and (if any has one) mask."""
+        self._files: dict[str, dict[int, str]] = {}
         for folder, start in (("rgbs", "rgb_"), ("depths", "depth_"), ("masks", "mask_")):
-            names = reading.numbered(files.join(self._uri, folder), reading.between(start, ".jpg", ".png"))
-            if not names:
+            names = reading.numbered(files.join(self._uri, folder), reading.between(start, ".jpg", ".jpeg", ".png"))
+            if not names and folder != "masks":
                 raise ValueError(f"{self._uri}: holds no {folder}/{start}*, expected one for every frame")
-            self._suffix[folder] = next(iter(names.values())).rpartition(".")[2]
-            found.append(set(names))
-        whole = sorted(set.intersection(*found))
+            if names:
+                self._files[folder] = names
+        whole = sorted(set.intersection(*map(set, self._files.values())))
         if not whole:
             raise ValueError(f"{self._uri}: no frame has picture, depth and mask")
         return np.array(whole, np.int64)
 
-    def _file(self, stem: str, number: int) -> str:
-        return files.join(self._uri, f"{stem}_{number:05d}.{self._suffix[stem.partition('/')[0]]}")
+    def _file(self, folder: str, number: int) -> str:
+        return files.join(self._uri, folder, self._files[folder][number])
 
     def frame(self, number: int) -> Frame:
-        raw = reading.uint16(self._file("depths/depth", number))
+        raw = reading.uint16(self._file("depths", number))
+        masks = "masks" in self._files
         return Frame(
-            rgb=reading.picture(self._file("rgbs/rgb", number)),
+            rgb=reading.picture(self._file("rgbs", number)),
             z=_depth(raw, self._knobs.max_range_m),
-            instances=reading.colors_as_ids(reading.picture(self._file("masks/mask", number))),
+            instances=reading.colors_as_ids(reading.picture(self._file("masks", number))) if masks else None,
             world_from_cam=self._world_from_cam[number],
             intrinsics=self._intrinsics[number][[0, 1, 0, 1], [0, 1, 2, 2]],
         )
 
     def tracks(self, numbers: Int64[np.ndarray, " T"]) -> Tracks:
-        p_world, visible, valid = (reading.npz_rows(self._anno, n, numbers) for n in ("trajs_3d", "visibs", "valids"))
-        if visible.dtype != bool and visible.max(initial=0) > 1:  # v1.1: 0 hidden, 1 visible, 2 not valid
-            visible, valid = visible == 1, visible < 2
+        p_world, visible = (reading.npz_rows(self._anno, name, numbers) for name in ("trajs_3d", "visibs"))
+        valid = reading.npz_rows(self._anno, "valids", numbers) if "valids" in self._names else np.array(True)
+        if visible.dtype != bool:  # v1.1: 0 hidden, 1 visible, 2 not valid
+            visible, valid = visible == 1, valid.astype(bool) & (visible < 2)
         p_world = p_world.astype(np.float64)
         known = valid.astype(bool) & np.isfinite(p_world).all(-1)
         p_world = np.where(known[..., None], p_world, 0)

@@ -17,6 +17,8 @@ from jaxtyping import Bool, Int64, UInt8
 from shared import exr, files
 
 _CHUNK = 1 << 20
+_UNPACKED_BY_MAC = "__MACOSX/"
+"""What macOS adds to a zip: the same folders once more, without what is in them."""
 
 
 @contextlib.contextmanager
@@ -124,16 +126,21 @@ def npz_shape(uri: str, name: str) -> tuple[int, ...] | None:
 
 
 def npz_rows(uri: str, name: str, rows: Int64[np.ndarray, " T"]) -> np.ndarray:
-    """These rows of one array of an .npz, which is streamed: memory holds no more than they take. Rows may come in any order."""
+    """These rows of one array of an .npz, which is streamed: memory holds no more than they take. Rows may come in any order.
+
+    (All of it where it was stored by columns.)
+    """
     with plainly(uri, f"an array {name} with row {int(rows.max(initial=0))}"), _member(uri, name) as stream:
         shape, fortran, dtype = _header(stream)
-        if fortran or dtype.hasobject:
-            raise ValueError(f"{uri}: array {name} is in Fortran's order or holds objects, expected plain rows")
+        if dtype.hasobject:
+            raise ValueError(f"{uri}: array {name} holds objects, expected numbers")
         if not len(rows):
             return np.empty((0, *shape[1:]), dtype)
         if rows.min() < 0 or rows.max() >= shape[0]:
             raise ValueError(f"{uri}: array {name} has {shape[0]} rows, frame {int(rows.max())} asks for more")
         num_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+        if fortran:  # as what was transposed is stored: its rows lie all over the file
+            return np.frombuffer(_exactly(stream, shape[0] * num_bytes), dtype).reshape(shape, order="F")[rows]
         wanted = {int(row): None for row in np.unique(rows)}
         found: dict[int, np.ndarray] = {}
         at = 0
@@ -235,6 +242,11 @@ def folder(uri: str) -> list[str]:
     return files.list_folder(uri) if files.exists(uri) else []
 
 
+def folders_in(uri: str) -> list[str]:
+    """Names of the folders in a folder, without what macOS adds to what it packs."""
+    return [name[:-1] for name in folder(uri) if name.endswith("/") and name != _UNPACKED_BY_MAC]
+
+
 def first_size(uri: str) -> tuple[int, int]:
     """Height and width of a picture."""
     height, width = picture(uri).shape[:2]
@@ -258,11 +270,11 @@ def last_number(file: str) -> str | None:
 
 
 def between(start: str, *ends: str) -> Callable[[str], str | None]:
-    """Takes the digits out of `{start}{digits}{end}`."""
+    """Takes the digits out of `{start}{digits}{end}`; an end may be in capitals."""
 
     def digits(file: str) -> str | None:
         for end in ends:
-            if file.startswith(start) and file.endswith(end):
+            if file.startswith(start) and file.lower().endswith(end):
                 middle = file[len(start) : len(file) - len(end)]
                 if middle.isdigit():
                     return middle
@@ -277,9 +289,8 @@ def scenes_below(root: str, is_scene: Callable[[list[str]], bool], depth: int = 
     if is_scene(names):
         yield root.rstrip("/")
     elif depth:
-        for name in names:
-            if name.endswith("/"):
-                yield from scenes_below(files.join(root, name[:-1]), is_scene, depth - 1)
+        for name in folders_in(root):
+            yield from scenes_below(files.join(root, name), is_scene, depth - 1)
 
 
 def run_lengths(counts: str | Sequence[int], height: int, width: int) -> Bool[np.ndarray, "H W"]:

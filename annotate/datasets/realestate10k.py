@@ -3,6 +3,7 @@
 `{id}.txt`: a url, then lines "microseconds fx fy cx cy 0 0 r11 ... t3", K in shares of width and height, cam_from_world.
 """
 
+import re
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
@@ -11,6 +12,9 @@ import numpy as np
 from annotate.datasets import poses, reading
 from annotate.datasets.dataset import About, Choice, Facts, Frame, Scene
 from shared import files
+
+_ABOUT = re.compile(r"^(readme|licen[cs]e|notice|checksum|md5|sha\d)", re.IGNORECASE)
+"""Texts that tell of the data set itself."""
 
 
 class RealEstate10K(Choice):
@@ -28,7 +32,8 @@ class RealEstate10K(Choice):
 
     def scenes(self, root: str) -> Iterator[str]:
         for uri in files.list_files(root, (".txt",)):
-            yield uri.removesuffix(".txt")
+            if not _ABOUT.match(uri.rpartition("/")[2]):
+                yield uri.removesuffix(".txt")
 
     def open(self, uri: str) -> Scene:
         return _Scene(uri, self)

@@ -5,22 +5,24 @@ channels of flow. The figures become scores of every clip; a scene that fails is
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from annotate.datasets.dataset import Field, Frame, Scene
 from shared import camera, warp
 
 MOST_REPROJECTION = 0.05
-"""Median relative depth error of static points seen in another frame."""
+"""Relative depth error of static points seen in another frame; the median's where it is known what is static."""
 MOST_TRACKS = 0.02
 """Median relative difference of depth and the tracks that are visible there."""
 MOST_FLOW_PX, MOST_FLOW_SHARE = 0.1, 0.1
-"""Median distance of given flow from what a rigid world shows, in pixels or as a share of the flow."""
+"""Distance of given flow from what a rigid world shows, in pixels or as a share of the flow; of the same pixels."""
+LEAST_STILL = 0.25
+"""Where nothing tells what moves, so many of a scene's pixels must agree that it stands still: a close-up's mover fills most."""
 CLEARLY = 2.0
 """Another reading of the data must fit so many times better before the data set's own is refused."""
 PLACES = 4
@@ -44,6 +46,8 @@ class Pair:
     there: Float[Tensor, " 4"]
     z_there: Float[Tensor, "H W"]
     valid_there: Float[Tensor, "H W"]
+    known_still: bool
+    """The pixels can not move; False: some may."""
 
     @property
     def there_from_here(self) -> Float[Tensor, "4 4"]:
@@ -87,9 +91,12 @@ def _pair(scene: Scene, a: int, b: int) -> Pair | None:
         return None
     assert here.z is not None
     assert there.z is not None
-    picked = _still(here)
+    picked, able = _still(here), _able(here)
     if picked.sum() < _FEWEST:
         return None
+    seen = there.z > 0
+    if able is not None and there.instances is not None:
+        seen &= there.instances == 0
     uv = camera.pixel_centers(*here.z.shape)[picked]
     return Pair(
         uv=uv,
@@ -99,20 +106,29 @@ def _pair(scene: Scene, a: int, b: int) -> Pair | None:
         here=_tensor(here.intrinsics),
         there=_tensor(there.intrinsics),
         z_there=_tensor(there.z),
-        valid_there=_tensor((there.z > 0) & ((there.instances == 0) if there.instances is not None else True)),
+        valid_there=_tensor(seen),
+        known_still=scene.facts.static or able is not None,
     )
 
 
 def _still(frame: Frame) -> Tensor:
-    """Evenly drawn pixels with depth that can not move, as a mask. Where all can move, all are taken: most of a scene is still."""
+    """Evenly drawn pixels with depth that can not move, as a mask. Where all can move, all are taken."""
     assert frame.z is not None
-    good = frame.z > 0
-    if frame.instances is not None and (good & (frame.instances == 0)).sum() >= _FEWEST:
-        good &= frame.instances == 0
+    able, good = _able(frame), frame.z > 0
+    if able is not None:
+        good &= ~able
     every = max(1, round((good.sum() / _PIXELS) ** 0.5))
     grid = np.zeros_like(good)
     grid[every // 2 :: every, every // 2 :: every] = True
     return torch.from_numpy(good & grid)
+
+
+def _able(frame: Frame) -> Bool[np.ndarray, "H W"] | None:
+    """Pixels that can move; None where that is not told, or all can."""
+    assert frame.z is not None
+    if frame.instances is None or ((frame.z > 0) & (frame.instances == 0)).sum() < _FEWEST:
+        return None
+    return frame.instances > 0
 
 
 def _reprojection(uri: str, pairs: list[Pair]) -> dict[str, float]:
@@ -125,7 +141,7 @@ def _reprojection(uri: str, pairs: list[Pair]) -> dict[str, float]:
         error = _error(pairs, reading)
         if error is not None and error < best:
             best_name, best = name, error
-    told = f"{uri}: static points of one frame are {given:.1%} away from the depth of another (median)"
+    told = f"{uri}: static points of one frame are {given:.1%} away from the depth of another ({_of_which(pairs)})"
     if best_name and given > CLEARLY * best + 0.003:
         raise ValueError(f"{told}, and {best:.1%} if {best_name}")
     if given > MOST_REPROJECTION:
@@ -136,11 +152,22 @@ def _reprojection(uri: str, pairs: list[Pair]) -> dict[str, float]:
 
 
 def _error(pairs: list[Pair], reading: Reading) -> float | None:
-    """Median over all pairs of |z found - z expected| / z expected, for points that land in view and are not hidden."""
+    """Over all pairs |z found - z expected| / z expected, for points that land in view and are not hidden: of the median point.
+
+    Where some may move, of the point that LEAST_STILL of all agree better than.
+    """
     errors = [_errors(reading(pair)) for pair in pairs]
     all_errors = torch.cat(errors)
     asked = sum(len(pair.z) for pair in pairs)
-    return float(all_errors.median()) if len(all_errors) >= max(_FEWEST, 0.1 * asked) else None
+    return float(all_errors.quantile(_share(pairs))) if len(all_errors) >= max(_FEWEST, 0.1 * asked) else None
+
+
+def _share(pairs: list[Pair]) -> float:
+    return 0.5 if all(pair.known_still for pair in pairs) else LEAST_STILL
+
+
+def _of_which(pairs: list[Pair]) -> str:
+    return "median" if _share(pairs) == 0.5 else f"the best {LEAST_STILL:.0%}"
 
 
 def _errors(pair: Pair) -> Float[Tensor, " M"]:
@@ -158,7 +185,7 @@ def _as_given(pair: Pair) -> Pair:
 
 
 def _with(pair: Pair, **changes: Tensor) -> Pair:
-    return Pair(**{**pair.__dict__, **changes})
+    return replace(pair, **changes)
 
 
 def _inverted(pair: Pair) -> Pair:
@@ -216,32 +243,41 @@ def _tracks(scene: Scene, numbers: np.ndarray) -> float | None:
 
 
 def _track_errors(frame: Frame, p_world: Float64[np.ndarray, "N 3"]) -> np.ndarray:
+    """As the pixel shows it, or as it is between pixels (exact on planes; a floor's depth changes by percents within a pixel)."""
     assert frame.z is not None
     p_cam = camera.transform(camera.invert(_tensor(frame.world_from_cam)), torch.from_numpy(p_world))
     p_cam = p_cam[p_cam[:, 2] > 1e-6]
     uv = camera.project(p_cam, _tensor(frame.intrinsics))
     inside = warp.in_bounds(uv, *frame.z.shape)
-    z = warp.sample(_tensor(frame.z)[..., None], uv[inside], mode="nearest")[:, 0]
-    expected = p_cam[inside, 2]
-    return ((z - expected).abs() / expected)[z > 0].numpy()
+    uv, expected = uv[inside], p_cam[inside, 2]
+    z = _tensor(frame.z)
+    nearest = warp.sample(z[..., None], uv, mode="nearest")[:, 0]
+    inverse, known = warp.sample(torch.stack((1 / z.clamp(min=1e-9), (z > 0).double()), -1), uv).unbind(-1)
+    off, off_between = ((found - expected).abs() / expected for found in (nearest, 1 / inverse))
+    return torch.where(known > 0.999, torch.minimum(off, off_between), off)[nearest > 0].numpy()
 
 
 def _flow(scene: Scene) -> float | None:
-    """Median distance in pixels of given flow from a rigid world's, on what can not move. Raises ValueError if it is too large."""
+    """Distance in pixels of given flow from a rigid world's, on what can not move. Raises ValueError if it is too large."""
     found: list[tuple[Tensor, Tensor]] = []
+    pairs: list[Pair] = []
     for shot in scene.facts.shots[:PLACES]:
         for s in dict.fromkeys(np.linspace(0, max(len(shot) - 2, 0), 2).astype(int).tolist()):
             if len(shot) > 1 and (field := scene.flow(int(shot[s]), int(shot[s + 1]))) is not None:
                 pair = _pair(scene, int(shot[s]), int(shot[s + 1]))
-                found += [_both(scene.frame(int(shot[s])), field, pair)] if pair is not None else []
+                if pair is not None:
+                    found.append(_both(scene.frame(int(shot[s])), field, pair))
+                    pairs.append(pair)
     if not found:
         return None
     given, rigid = (torch.cat(flows) for flows in zip(*found))
     if len(given) < _FEWEST:
         return None
-    error = float((given - rigid).norm(dim=-1).median())
+    error = float((given - rigid).norm(dim=-1).quantile(_share(pairs)))
     length = float(rigid.norm(dim=-1).median())
-    told = f"{scene.facts.uri}: its flow is {error:.2f} px away from what its depth and cameras show (median)"
+    told = (
+        f"{scene.facts.uri}: its flow is {error:.2f} px away from what its depth and cameras show ({_of_which(pairs)})"
+    )
     if error > max(MOST_FLOW_PX, MOST_FLOW_SHARE * length):
         raise ValueError(f"{told}, expected {max(MOST_FLOW_PX, MOST_FLOW_SHARE * length):.2f} at most")
     return error

@@ -37,7 +37,8 @@ class Sintel(Choice):
 
     def scenes(self, root: str) -> Iterator[str]:
         for half in reading.scenes_below(root, lambda names: "camdata_left/" in names):
-            yield from (files.join(half, name[:-1]) for name in reading.folder(files.join(half, "camdata_left")))
+            names = reading.folder(files.join(half, "camdata_left"))
+            yield from (files.join(half, name[:-1]) for name in names if name.endswith("/"))
 
     def open(self, uri: str) -> Scene:
         return _Scene(uri, self)

@@ -191,7 +191,9 @@ def _depth(archive: zipfile.ZipFile, name: str) -> Float32[np.ndarray, "H W"] | 
     """z = 1 / Z; None for a member that cannot be read, which keeps its place."""
     try:
         channels = exr.read(archive.read(name))
-        inverse = channels["Z"].astype(np.float32)
+        inverse = (channels["Z"] if len(channels) != 1 else next(iter(channels.values()))).astype(np.float32)
+    except exr.NeedsLibrary:
+        raise
     except (ValueError, KeyError, zipfile.BadZipFile):
         return None
     known = np.isfinite(inverse) & (inverse > 0)

@@ -1,5 +1,6 @@
 """TartanAir, first edition: flights through still worlds. Poses are of a body that flies x forward, y right, z down."""
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
@@ -44,7 +45,7 @@ class _Scene(Scene):
         self._at = {name: files.join(uri, name) for name in ("image_left", "depth_left", "flow")}
         self._pictures = reading.numbered(self._at["image_left"], reading.between("", "_left.png", "_left.jpg"))
         self._depths = reading.numbered(self._at["depth_left"], reading.between("", "_left_depth.npy"))
-        self._flows = set(reading.folder(self._at["flow"]))
+        self._flows = pairs(self._at["flow"])
         self._world_from_cam = flown(files.join(uri, "pose_left.txt"))
         numbers = known(uri, self._pictures, self._depths, len(self._world_from_cam))
         height, width = reading.first_size(files.join(self._at["image_left"], self._pictures[int(numbers[0])]))
@@ -65,18 +66,28 @@ class _Scene(Scene):
 
     def flow(self, start: int, end: int) -> Field | None:
         """What moves all the same, and what is hidden in the next frame, is masked."""
-        if f"{start:06d}_{end:06d}_flow.npy" not in self._flows:
+        found = self._flows.get((start, end), {})
+        if "flow.npy" not in found:
             return None
-        values = reading.array(files.join(self._at["flow"], f"{start:06d}_{end:06d}_flow.npy")).astype(np.float32)
+        values = reading.array(files.join(self._at["flow"], found["flow.npy"])).astype(np.float32)
         valid = np.all(np.isfinite(values), axis=-1)
-        if (mask := f"{start:06d}_{end:06d}_mask.npy") in self._flows:
-            valid &= reading.array(files.join(self._at["flow"], mask)) == 0
+        if "mask.npy" in found:
+            valid &= reading.array(files.join(self._at["flow"], found["mask.npy"])) == 0
         return Field(values=np.where(valid[..., None], values, 0).astype(np.float32), valid=valid)
 
     def scene_flow(self, start: int, end: int, frame: Frame) -> Field | None:
         """Nothing, except where the flow's mask says that it is not known."""
         field = self.flow(start, end)
         return None if field is None else Field(values=np.zeros((*field.valid.shape, 3), np.float32), valid=field.valid)
+
+
+def pairs(folder: str) -> dict[tuple[int, int], dict[str, str]]:
+    """Files between two frames, by what their names end in: `000003_000004_flow.npy` is `flow.npy` of (3, 4)."""
+    found: dict[tuple[int, int], dict[str, str]] = {}
+    for name in reading.folder(folder):
+        if match := re.match(r"^(\d+)_(\d+)_(\w+\.\w+)$", name):
+            found.setdefault((int(match[1]), int(match[2])), {})[match[3]] = name
+    return found
 
 
 def flown(uri: str) -> Float64[np.ndarray, "N 4 4"]:

@@ -43,7 +43,7 @@ class _Scene(Scene):
         self._at = {name: files.join(uri, f"{name}_lcam_front") for name in ("image", "depth", "flow")}
         self._pictures = reading.numbered(self._at["image"], reading.between("", "_lcam_front.png", "_lcam_front.jpg"))
         self._depths = reading.numbered(self._at["depth"], reading.between("", "_lcam_front_depth.png"))
-        self._flows = set(reading.folder(self._at["flow"]))
+        self._flows = tartanair.pairs(self._at["flow"])
         self._world_from_cam = tartanair.flown(files.join(uri, "pose_lcam_front.txt"))
         numbers = tartanair.known(uri, self._pictures, self._depths, len(self._world_from_cam))
         height, width = reading.first_size(files.join(self._at["image"], self._pictures[int(numbers[0])]))
@@ -63,13 +63,16 @@ class _Scene(Scene):
         )
 
     def flow(self, start: int, end: int) -> Field | None:
-        first, last = min(start, end), max(start, end)
-        stem = f"{first:06d}_{last:06d}_flow"
-        if f"{stem}.npz" in self._flows:
-            return _both_ways(files.join(self._at["flow"], f"{stem}.npz"), "flow_fwd" if start < end else "flow_bwd")
-        if start > end or f"{stem}.png" not in self._flows:
+        found = self._flows.get((min(start, end), max(start, end)), {})
+        if "flow.npz" in found:
+            return _both_ways(
+                files.join(self._at["flow"], found["flow.npz"]), "flow_fwd" if start < end else "flow_bwd"
+            )
+        if start > end or "flow.png" not in found:
             return None
-        raw = reading.uint16(files.join(self._at["flow"], f"{stem}.png"))[..., ::-1].astype(np.float32)  # u, v, mask
+        raw = reading.uint16(files.join(self._at["flow"], found["flow.png"]))[..., ::-1].astype(
+            np.float32
+        )  # u, v, mask
         valid = raw[..., 2] == 0
         values = (raw[..., :2] - FLOW_ZERO) / FLOW_STEPS * valid[..., None]
         return Field(values=values.astype(np.float32), valid=valid)

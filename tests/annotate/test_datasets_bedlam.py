@@ -1,8 +1,10 @@
 """BEDLAM and BEDLAM2: Unreal's left hand, centimeters, persons, and what each lacks."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
+import OpenEXR
 import pytest
 from miniatures import bedlam as miniature
 from miniatures import drawing, imported
@@ -10,6 +12,7 @@ from miniatures import drawing, imported
 from annotate.datasets import importing
 from annotate.datasets.bedlam import EXCLUDED, Bedlam, unreal_pose
 from annotate.datasets.bedlam2 import Bedlam2
+from shared import exr
 
 
 @pytest.mark.parametrize("compression", ["none", "zips", "zip"])
@@ -95,13 +98,29 @@ def test_a_list_of_bad_sequences_can_be_loaded(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_strange_exr_is_refused_by_name(tmp_path: Path) -> None:
-    folder = miniature.write(tmp_path, compression="piz")
-    with pytest.raises(ValueError, match=r"depth.exr: .*compression PIZ, expected none"):
+    folder = miniature.write(tmp_path)
+    for path in (folder / "depth/seq_000001").iterdir():
+        path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"depth.exr: .*torn"):
         imported.clip(Bedlam(), tmp_path, 30.0)
     for path in (folder / "depth/seq_000001").iterdir():
         path.unlink()
     with pytest.raises(ValueError, match=r"holds no seq_000001_\*_depth.exr"):
         imported.only_scene(Bedlam(), tmp_path)
+
+
+def test_depth_that_is_packed_otherwise_is_read_by_the_library_and_else_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = miniature.write(tmp_path)
+    for path in (folder / "depth/seq_000001").iterdir():
+        packed = {"compression": OpenEXR.PIZ_COMPRESSION, "type": OpenEXR.scanlineimage}
+        OpenEXR.File(packed, exr.read(path.read_bytes())).write(str(path))
+    clip = imported.clip(Bedlam(), tmp_path, 30.0)
+    assert imported.point_error_mm(clip, drawing.true(), least_valid=0.5) < 0.01
+    monkeypatch.setitem(sys.modules, "OpenEXR", None)
+    with pytest.raises(ValueError, match=r"depth.exr: .*compression PIZ asks for a library .*pip install OpenEXR"):
+        imported.clip(Bedlam(), tmp_path, 30.0)
 
 
 def test_bedlam2_prefers_sharp_pictures_and_their_cameras(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """SpatialVID and Panda-70M: real video, cut as any other, with what the data sets know of it."""
 
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import OpenEXR
 import pytest
 from miniatures import drawing
 from miniatures import spatialvid as miniature
@@ -13,7 +16,7 @@ from annotate.datasets import spatialvid
 from annotate.datasets.panda70m import Panda70M
 from annotate.datasets.spatialvid import SpatialVID
 from annotate.screen import Screen
-from shared import video
+from shared import exr, video
 from shared.clip import AnnotatedClip
 
 
@@ -66,6 +69,24 @@ def test_cameras_are_interpolated_between_annotated_frames(tmp_path: Path) -> No
 def test_a_depth_map_that_cannot_be_read_keeps_its_place(tmp_path: Path) -> None:
     clip = _clip(str(miniature.write(tmp_path, torn=2)), 30.0, drawing.FRAMES)
     assert clip.depth.valid.any(axis=(1, 2)).tolist() == [True, True, False, True, True]
+
+
+def test_depth_maps_that_only_a_library_reads_are_not_left_out_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(miniature.write(tmp_path))
+    archive = next(tmp_path.rglob("*.zip"))
+    with zipfile.ZipFile(archive) as file:
+        maps = {name: exr.read(file.read(name)) for name in file.namelist()}
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, channels in maps.items():
+            part = tmp_path / "part.exr"
+            OpenEXR.File({"compression": OpenEXR.PIZ_COMPRESSION}, channels).write(str(part))
+            file.write(part, name)
+    assert _clip(uri, 30.0, drawing.FRAMES).depth.valid.all()
+    monkeypatch.setitem(sys.modules, "OpenEXR", None)
+    with pytest.raises(ValueError, match=rf"{archive.name}: .*PIZ asks for a library .*pip install OpenEXR"):
+        _clip(uri, 30.0, drawing.FRAMES)
 
 
 def test_lists_of_different_length_are_refused(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def exr(path: Path, channels: dict[str, np.ndarray], compression: str = "zip") -
     """A flat scan-line OpenEXR; float16 or float32 channels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = next(iter(channels.values())).shape
-    codes, kinds = {"none": 0, "zips": 2, "zip": 3, "piz": 4}, {"float16": 1, "float32": 2}
+    codes, kinds = {"none": 0, "zips": 2, "zip": 3}, {"float16": 1, "float32": 2}
     names = sorted(channels)
     listed = b"".join(
         name.encode() + b"\0" + struct.pack("<iIii", kinds[str(channels[name].dtype)], 0, 1, 1) for name in names
