@@ -51,6 +51,8 @@ class Observations:
     """Scores of true clips, of those with a mild corruption, and of those with a harmful one."""
 
     true: list[dict[str, float]] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    """Of the true clips."""
     mild: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     harmful: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     between: dict[str, dict[float, list[dict[str, float]]]] = field(default_factory=dict)
@@ -90,6 +92,7 @@ def observe(clips: Iterable[AnnotatedClip], seed: int = 0) -> Observations:
         if None in (clip.depth, clip.cameras, clip.flow, clip.motion):
             raise ValueError(f"{clip.id}: calibration asks for true depth, cameras, flow and motion")
         found.true.append(measure.scores(clip))
+        found.sources.append(clip.source)
         for place, corruption in enumerate(CORRUPTIONS):
             for strength, kept in _strengths(found, corruption):
                 wrong = corruption.apply(clip, strength, np.random.default_rng([seed, number, place]))

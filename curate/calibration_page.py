@@ -32,9 +32,8 @@ def page(found: Observations, checks: Checks, command: str) -> str:
     kept = [_percent(1 - calibrate.rejected_share(rows, checks)) for rows in (found.true, mild)]
     return f"""# How good the gates are
 
-Made by `{command}` from {len(found.true)} clips with exact truth
-(`python tests/benchmarks/true_clips.py true 2 4` writes closed-form ones, of seeds on which no bound was chosen). Their labels are
-corrupted one way at a time: *mild* is what we still want to train on, *harmful* teaches something false. Pixels are at 720 wide.
+Made by `{command}` from {len(found.true)} clips with exact truth{_between(found.sources)}. Their labels are corrupted one way at a
+time: *mild* is what we still want to train on, *harmful* teaches something false. Pixels are at 720 wide.
 
 Of untouched clips {kept[0]} are kept; of those with a mild error {kept[1]}.
 
@@ -54,6 +53,12 @@ bounds that ship lie between, nearer to the loose end, because real labels err i
 
 {_table(_GATE_HEAD, _gates(found, checks))}
 """
+
+
+def _between(sources: list[str]) -> str:
+    """Which: a number of a simulated scene is all that it is made from."""
+    names = sorted(set(sources))
+    return f", {names[0]} to {names[-1]}" if names else ""
 
 
 def _errors(found: Observations, checks: Checks, recall: dict[str, dict[str, float]]) -> Iterable[tuple[str, ...]]:

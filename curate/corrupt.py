@@ -142,24 +142,21 @@ def _inverted(clip: AnnotatedClip, strength: float, rng: np.random.Generator) ->
 
 def _missed_movers(clip: AnnotatedClip, strength: float, rng: np.random.Generator) -> AnnotatedClip:
     assert clip.motion is not None
-    nothing = np.zeros_like(clip.motion.dynamic)
-    return clip.with_(motion=replace(clip.motion, dynamic=nothing, scene_flow=np.zeros_like(clip.motion.scene_flow)))
+    still = replace(clip.motion, dynamic=np.zeros_like(clip.motion.dynamic))
+    return _with_scene_flow(clip.with_(motion=still), np.zeros_like)
 
 
 def _wrong_scene_flow(clip: AnnotatedClip, strength: float, rng: np.random.Generator) -> AnnotatedClip:
     """Off by `strength` of its own length, in a random direction."""
-    assert clip.motion is not None
-    flow = clip.motion.scene_flow
     axis = rng.normal(size=3)
-    off = strength * np.linalg.norm(flow, axis=-1, keepdims=True) * (axis / np.linalg.norm(axis))
-    return clip.with_(motion=replace(clip.motion, scene_flow=(flow + off).astype(np.float32)))
+    axis *= strength / np.linalg.norm(axis)
+    return _with_scene_flow(clip, lambda flow: flow + np.linalg.norm(flow, axis=-1, keepdims=True) * axis)
 
 
 def _leaking_scene_flow(clip: AnnotatedClip, strength: float, rng: np.random.Generator) -> AnnotatedClip:
     """Camera motion left in: everything moves by `strength` of the median depth."""
-    assert clip.motion is not None
-    off = np.float32(strength * _median_depth(clip))
-    return clip.with_(motion=replace(clip.motion, scene_flow=clip.motion.scene_flow + off))
+    off = strength * _median_depth(clip)
+    return _with_scene_flow(clip, lambda flow: flow + off)
 
 
 CORRUPTIONS = (
@@ -198,6 +195,14 @@ def _with_poses(clip: AnnotatedClip, poses: Float64[np.ndarray, "T 4 4"]) -> Ann
     poses = poses.copy()
     poses[:, 3] = (0, 0, 0, 1)
     return clip.with_(cameras=replace(clip.cameras, world_from_cam=poses))
+
+
+def _with_scene_flow(clip: AnnotatedClip, change: Callable[[np.ndarray], np.ndarray]) -> AnnotatedClip:
+    """From frame to frame, and from key frame to key frame where there is one."""
+    assert clip.motion is not None
+    flows = {"scene_flow": clip.motion.scene_flow, "key_scene_flow": clip.motion.key_scene_flow}
+    made = {name: change(flow).astype(np.float32) for name, flow in flows.items() if flow is not None}
+    return clip.with_(motion=replace(clip.motion, **made))
 
 
 def _median_depth(clip: AnnotatedClip) -> float:

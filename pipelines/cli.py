@@ -240,13 +240,22 @@ def score(out: Out) -> None:
 
 @app.command()
 def calibrate(
-    clips: Annotated[str, typer.Argument(help="A run's folder whose labels are true.")],
+    clips: Annotated[str, typer.Argument(help="A run's folder whose labels are true; with --truth, an annotator's.")],
+    truth: Annotated[
+        str | None, typer.Option(help="The true labels of the same clips: real errors are judged.")
+    ] = None,
     to: Annotated[str | None, typer.Option(help="Also write the page here, as Markdown.")] = None,
+    recipe: Annotated[str, typer.Option(help="default, or a .yaml file of `curate`.")] = "default",
+    set_: Set = [],  # noqa: B006
 ) -> None:
-    """Make true labels wrong in controlled ways and print the precision and recall of every gate."""
-    from pipelines import calibration
+    """Make true labels wrong in controlled ways, or take an annotator's, and print how good the gates are."""
+    from pipelines import calibration, recipes
 
-    calibration.run(clips, to)
+    knobs = recipes.curate_recipe(recipe, set_)
+    if truth is None:
+        calibration.run(clips, knobs, to)
+    else:
+        calibration.against(clips, truth, knobs, to)
 
 
 AnnotateWith = Annotated[str, typer.Option("--recipe", help="embedded, open, paper, or a .yaml file.")]

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
@@ -42,6 +43,9 @@ class SweepRecipe(Knobs):
     """How many times stricter than `curate` says the limits of label errors are; 0: no such limits."""
     vary: dict[str, tuple[float | None, ...]] = Field(default_factory=dict)
     """Further axes, knobs of `curate` by path: {pixels.residual_px: [1, 3, null]}. Every combination is a point."""
+    control: bool = False
+    """Beside every point, one that trains on as many clips, drawn by the seed from those of strictness 0: what is different there
+    comes of the labels and not of the number of clips."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     """Every point is trained with each: what differs between seeds is no effect of the labels."""
     held_out: str = ""
@@ -72,13 +76,15 @@ class Point(Knobs):
     strictness: float
     varied: dict[str, float | None]
     seed: int
+    control: bool = False
+    """As many clips as this point would keep, of those that strictness 0 keeps."""
 
     @property
     def label(self) -> str:
         more = "".join(
             f", {path.rpartition('.')[2]} {'off' if v is None else f'{v:g}'}" for path, v in self.varied.items()
         )
-        return f"strictness {self.strictness:g}{more}"
+        return f"strictness {self.strictness:g}{more}{', as many at random' if self.control else ''}"
 
 
 def points(recipe: SweepRecipe) -> list[Point]:
@@ -90,6 +96,8 @@ def points(recipe: SweepRecipe) -> list[Point]:
         point = Point(strictness=strictness, varied=dict(zip(recipe.vary, values)), seed=seed)
         curate_recipe(recipe, point)
         found.append(point)
+        if recipe.control and strictness > 0:
+            found.append(point.model_copy(update={"control": True}))
     return found
 
 
@@ -97,7 +105,7 @@ def curate_recipe(recipe: SweepRecipe, point: Point) -> CurateRecipe:
     """How this point selects."""
     overrides = [f"{path}={'null' if value is None else value}" for path, value in point.varied.items()]
     chosen = load(CurateRecipe, recipe.curate, overrides)
-    return chosen.model_copy(update={"checks": tightened(chosen.checks, point.strictness)})
+    return chosen.model_copy(update={"checks": tightened(chosen.checks, 0.0 if point.control else point.strictness)})
 
 
 def sweep(out: str, folder: str, recipe: SweepRecipe) -> list[dict[str, Any]]:
@@ -191,6 +199,8 @@ def _do(
     kept = _selected(out, chosen, place / "curated")
     own = pc.is_in(kept["source"], value_set=pc.unique(held_out["source"]))  # pyright: ignore[reportAttributeAccessIssue]
     kept = _with_split(kept.filter(pc.invert(own)), "train")  # pyright: ignore[reportAttributeAccessIssue]
+    if point.control:
+        kept = _drawn(kept, _kept_by(point, done), point.seed)
     row: dict[str, Any] = {"label": point.label, **point.model_dump(), "clips": len(kept), "run": "", "measures": {}}
     if not len(kept):
         return row | {"note": "no clip is kept"}
@@ -213,6 +223,17 @@ def _do(
         "held_out": min(recipe.held_out_clips, len(held_out)),
         "measures": measures,
     }
+
+
+def _kept_by(control: Point, done: list[dict[str, Any]]) -> int:
+    """How many clips the point kept that this one is the control of."""
+    of = control.model_copy(update={"control": False})
+    return next(row["clips"] for row in done if row["label"] == of.label and row["seed"] == of.seed)
+
+
+def _drawn(table: pa.Table, number: int, seed: int) -> pa.Table:
+    rng = np.random.default_rng([seed, number])
+    return table.take(pa.array(np.sort(rng.choice(len(table), min(number, len(table)), replace=False))))
 
 
 def _parquet(table: pa.Table) -> bytes:

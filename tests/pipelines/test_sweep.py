@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import scene
 
@@ -86,6 +87,20 @@ def test_one_selection_is_trained_once(out: str, tmp_path: Path) -> None:
     )
     assert (none["clips"], none["note"], none["measures"]) == (0, "no clip is kept", {})
     assert json.loads((tmp_path / "points" / "001" / "result.json").read_text()) == same
+
+
+def test_a_control_trains_on_as_many_clips_drawn_from_all(out: str, tmp_path: Path) -> None:
+    recipe = sweep.sweep_recipe("default", [*FAST, "control=true", f"held_out={Path(out).parent / 'true'}"])
+    everything, strict, control = sweep.sweep(out, str(tmp_path), recipe)
+    assert (control["label"], control["control"]) == ("strictness 1, as many at random", True)
+    assert [row["clips"] for row in (everything, strict, control)] == [2, 1, 1]
+    chosen = read_selection(str(tmp_path / "points" / "002")).to_pylist()
+    assert {row["source"] for row in chosen if row["split"] == "train"} <= {"v0", "v1"}
+    numbers = pa.table({"n": range(30)})
+    drawn = [sweep._drawn(numbers, 15, seed)["n"].to_pylist() for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) == 15
+    assert sweep._drawn(numbers, 40, 0) == numbers
 
 
 def test_what_cannot_be_swept_is_refused(out: str, tmp_path: Path) -> None:
