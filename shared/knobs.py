@@ -7,18 +7,17 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+R = TypeVar("R", bound="Knobs")
+
 
 class Knobs(BaseModel):
     """Frozen settings of one thing. A misspelt knob is refused with its path."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    def changed(self, **updates: Any) -> "Knobs":
+    def changed(self: R, **updates: Any) -> R:
         """A validated copy (pydantic's own `model_copy` does not validate)."""
         return type(self).model_validate(self.model_dump() | updates)
-
-
-R = TypeVar("R", bound=Knobs)
 
 
 def load(model: type[R], base: R | Path | dict[str, Any], overrides: list[str] = []) -> R:  # noqa: B006
