@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 import corpus
@@ -13,9 +14,10 @@ import corpus
 from pipelines import ablation, recipes
 from shared.knobs import load
 from train import ablation as arms_of
+from train import models
 from train.recipe import SMALL, TINY, TrainRecipe
 
-ARMS = ("without_joint", "full", "base_finetuned")
+ARMS = ("without_joint", "full", "base_finetuned", "frozen_backbone")
 
 
 def _recipe(**changes) -> TrainRecipe:
@@ -44,6 +46,9 @@ def test_all_arms_one_table_nothing_twice(root, tmp_path):
     assert "diffusion_geometry" not in rows["base_finetuned"]
     assert not any("depth" in name for name in rows["base_finetuned"])
     assert "made d.d." in rows["base_finetuned"]
+    before, after = (models.load(tmp_path / f"{arm}-0" / "model").dpt for arm in ("without_joint", "frozen_backbone"))
+    kept = {name for name, value in before.state_dict().items() if torch.equal(value, after.state_dict()[name])}
+    assert kept == {name for name in before.state_dict() if name.startswith("backbone.")}  # the heads learned
     events = [json.loads(line) for line in (tmp_path / "full-0" / "events.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["event"] == "start"] == [2]  # after the stages it shares
     table = (tmp_path / "ablation.md").read_text()
