@@ -66,9 +66,13 @@ def test_the_whole_road(run):
     worldreel("train", data, out, *tiny)
     assert "finished" in worldreel("train", data, out, *tiny)
     frame = first_frame(clips[0], run / "first.png")
-    worldreel("generate", out, run / "made", "--image", frame, "--steps", 2, "--guidance", 1)
+    longer = "--frames", 13, "--overlap", 5  # two windows of nine
+    said = worldreel("generate", out, run / "made", "--image", frame, "--steps", 2, "--guidance", 1, *longer)
+    assert "seam 1 (experimental): color " in said
     made = next(read_clips(str(run / "made" / "shards")))
+    assert made.shape[0] == 13
     assert made.depth is not None
+    assert made.scores["drift_color"] >= 0
     assert np.isfinite(made.pointmap()).all()
     assert "annotated" in worldreel("status", data)
     judged = worldreel("evaluate", "model", run / "made" / "shards")
