@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import yaml
 
 from pipelines import model_evaluation, training
 from pipelines.chain import Chain
 from pipelines.recipes import AnnotateRecipe
 from pipelines.work import Clock
 from shared import files
-from shared.knobs import dump
+from shared.knobs import dump, load
 from train.recipe import TrainRecipe
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _one(out: str, to: Path, runs: Runs, run: Run, annotators: AnnotateRecipe, c
     recipe, folder = runs[run], to / _name(run)
     if (known := _finished(folder, recipe, clips, steps)) is not None:
         return known
-    _go_on_from(folder, recipe, [(to / _name(other), of_other) for other, of_other in runs.items()])
+    _go_on_from(folder, recipe)
     batches = _held_out(out, recipe, clips)
     outcome = loop.train(recipe, out, str(folder))
     print(f"{folder.name}: {outcome.message}")
@@ -178,21 +179,25 @@ def _finished(folder: Path, recipe: TrainRecipe, clips: int, steps: int) -> dict
     return record["measures"]
 
 
-def _go_on_from(folder: Path, recipe: TrainRecipe, others: Sequence[tuple[Path, TrainRecipe]]) -> None:
-    """A new run begins where a finished one ends whose stages are its own first stages: they would give the same weights."""
+def _go_on_from(folder: Path, recipe: TrainRecipe) -> None:
+    """A new run begins where a finished one of the same table ends whose stages are its own first stages: they would give the same
+    weights."""
     from train import ablation
 
     if (folder / "checkpoints").exists():
         return
-    known = [
-        (path, other) for path, other in others if ablation.begins_with(recipe, other) and (path / RESULT).exists()
-    ]
+    done = {path.parent: load(TrainRecipe, _recipe(path)) for path in folder.parent.glob(f"*/{RESULT}")}
+    known = {path: other for path, other in done.items() if ablation.begins_with(recipe, other)}
     if known:
-        path, _ = max(known, key=lambda one: len(one[1].phases))
+        path = max(known, key=lambda one: len(known[one].phases))
         aside = folder / "checkpoints.partial"
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(path / "checkpoints", aside)
         aside.rename(folder / "checkpoints")
+
+
+def _recipe(result: Path) -> dict[str, Any]:
+    return yaml.safe_load(json.loads(result.read_text())["recipe"])
 
 
 def _write(to: Path, rows: Sequence[Mapping[str, Any]], arms: Sequence[str], clips: int) -> None:

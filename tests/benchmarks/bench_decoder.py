@@ -10,6 +10,7 @@ constant depth, a camera that never moves, a still world.
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ HELD_OUT = 10_000
 """Seeds from here on are never trained on."""
 
 
-def clips(first_seed: int, num_scenes: int) -> list[Batch]:
+def clips(kinds: Sequence[str], first_seed: int, num_scenes: int) -> list[Batch]:
     """`num_scenes` of each kind, each a batch of one."""
     return [
         sample.collate(
@@ -45,7 +46,7 @@ def clips(first_seed: int, num_scenes: int) -> list[Batch]:
                 )
             ]
         )
-        for kind in KINDS
+        for kind in kinds
         for seed in range(first_seed, first_seed + num_scenes)
     ]
 
@@ -141,13 +142,21 @@ def main() -> None:
     parse.add_argument(
         "--cameras", type=float, default=100.0, help="weight of L_cam; the paper's is 1, for long training"
     )
+    parse.add_argument("--kinds", default=",".join(KINDS), help="of rooms")
+    parse.add_argument(
+        "--min-flow-diagonals",
+        type=float,
+        default=0.01,
+        help="least range of the latent's flow; a large one is the same in all",
+    )
     parse.add_argument("--pictures", default="")
     asked = parse.parse_args()
     torch.set_num_threads(1)
-    built = models.build(models.ModelKnobs(base=asked.base, decoder=asked.decoder))
+    kinds, latent = asked.kinds.split(","), models.LatentKnobs(min_flow_diagonals=asked.min_flow_diagonals)
+    built = models.build(models.ModelKnobs(base=asked.base, decoder=asked.decoder, latent=latent))
     data, unseen = (
         [replace(one, encoded=latents.encode_batch(built.vae, one, built.knobs.latent)) for one in batches]
-        for batches in (clips(0, asked.scenes), clips(HELD_OUT, asked.held_out))
+        for batches in (clips(kinds, 0, asked.scenes), clips(kinds, HELD_OUT, asked.held_out))
     )
     train(built, data, asked.minutes, asked.rate, asked.cameras)
     with torch.no_grad():
@@ -162,12 +171,13 @@ def main() -> None:
     print(f"{'':26}" + "".join(f"{name:>15}" for name in columns))
     for name in columns["held out"]:
         print(f"{name:26}" + "".join(f"{column[name]:15.4f}" for column in columns.values()))
-    print("camera angle by kind of scene, held out and training mean:")
-    for number, kind in enumerate(KINDS):
+    print("camera angle by kind of scene, held out, training mean, and nothing:")
+    for number, kind in enumerate(kinds):
         part = slice(number * asked.held_out, (number + 1) * asked.held_out)
         both = [errors(one, batch) for one, batch in zip(ours[part], unseen[part])]
         plain = [errors(usual(data), batch) for batch in unseen[part]]
-        print(f"  {kind:24}{mean(both)['camera angle']:15.4f}{mean(plain)['camera angle']:15.4f}")
+        none = [errors(still(batch), batch) for batch in unseen[part]]
+        print(f"  {kind:24}" + "".join(f"{mean(rows)['camera angle']:15.4f}" for rows in (both, plain, none)))
     if asked.pictures:
         pictures(asked.pictures, ours[:: asked.held_out], unseen[:: asked.held_out])
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 import corpus
 
 from pipelines import ablation, recipes
-from shared.knobs import load
+from shared.knobs import dump, load
 from train import ablation as arms_of
 from train import models
 from train.recipe import SMALL, TINY, TrainRecipe
@@ -59,6 +59,18 @@ def test_all_arms_one_table_nothing_twice(root, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob(f"*/{ablation.RESULT}")} == results
     with pytest.raises(ValueError, match="measured under another recipe"):
         _ablate(root, tmp_path, batch=1)
+
+
+def test_an_arm_asked_for_later_goes_on_from_what_is_there(tmp_path):
+    before, later = arms_of.recipe_of(TINY, "without_joint", 0), arms_of.recipe_of(TINY, "reg_weight_5", 0)
+    done = tmp_path / "without_joint-0"
+    (done / "checkpoints").mkdir(parents=True)
+    (done / "checkpoints" / "weights").write_text("w")
+    (done / ablation.RESULT).write_text(json.dumps({"recipe": dump(before)}))
+    ablation._go_on_from(tmp_path / "reg_weight_5-0", later)
+    assert (tmp_path / "reg_weight_5-0" / "checkpoints" / "weights").read_text() == "w"
+    ablation._go_on_from(tmp_path / "other-1", arms_of.recipe_of(TINY, "full", 1))
+    assert not (tmp_path / "other-1").exists()
 
 
 def _ended(log: Path, name: str) -> dict[str, float]:
