@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 STEP_X = 0.1
-FOCAL = 250.0
+FOCAL = 50.0
 SKY, PERSON = 2, 1
 
 
@@ -32,6 +32,9 @@ def main(arguments):
     if mode == "no_cuda":
         say(event="fatal", kind="no_cuda", msg="ViPE needs a CUDA device, torch sees none")
         return 3
+    if mode == "load":
+        say(event="fatal", kind="load", msg="vipe_ext: undefined symbol", trace="")
+        return 2
     say(event="ready", vipe="1.2.0", torch="2.9.0", device="fake")
     for line in sys.stdin:
         answer(json.loads(line), preset, mode, poses_only)
@@ -49,6 +52,12 @@ def answer(request, preset, mode, poses_only):
         time.sleep(3600)
     if mode == "oom" and preset != "no_vda":
         return say(event="error", id=request["id"], kind="oom", msg="CUDA out of memory", trace="", retry=True)
+    if mode == "oom_twice" and not poses_only:
+        return say(event="error", id=request["id"], kind="oom", msg="CUDA out of memory", trace="", retry=True)
+    if mode == "weights":
+        return say(event="error", id=request["id"], kind="weights", msg="<urlopen error>", trace="", retry=False)
+    if mode == "keyframes":
+        return say(event="error", id=request["id"], kind="IndexError", msg="index 1024", trace="", retry=False)
     if mode == "align" and not poses_only:
         return say(event="error", id=request["id"], kind="RuntimeError", msg="no map points", trace="", retry=False)
     write(request, mode, poses_only)
@@ -63,8 +72,9 @@ def write(request, mode, poses_only):
     for folder in ("pose", "intrinsics", "depth", "mask"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     inds = np.arange(frames)
-    focal = 5.0 if mode == "focal" else FOCAL
-    np.savez(out / "pose" / f"{name}.npz", data=poses(frames), inds=inds)
+    focal = {"focal": 5.0, "long": 3.0 * width}.get(mode, FOCAL)
+    step = 1e-4 if mode == "still" else STEP_X
+    np.savez(out / "pose" / f"{name}.npz", data=poses(frames, step), inds=inds)
     intrinsics = np.tile((focal, focal, width / 2, height / 2), (frames, 1)).astype(np.float32)
     np.savez(out / "intrinsics" / f"{name}.npz", data=intrinsics, inds=inds)
     (out / "intrinsics" / f"{name}_camera.txt").write_text("".join(f"{i}: PINHOLE\n" for i in inds))
@@ -80,11 +90,11 @@ def write(request, mode, poses_only):
             file.writestr(f"{i:05d}.png", cv2.imencode(".png", mask(height, width))[1].tobytes())
 
 
-def poses(frames):
+def poses(frames, step=STEP_X):
     """Starts away from the origin, so that a reader has to canonicalise."""
     world_from_cam = np.tile(np.eye(4, dtype=np.float32), (frames, 1, 1))
     world_from_cam[:, :3, 3] = (1.0, 2.0, 3.0)
-    world_from_cam[:, 0, 3] += STEP_X * np.arange(frames)
+    world_from_cam[:, 0, 3] += step * np.arange(frames)
     return world_from_cam
 
 

@@ -13,6 +13,8 @@ STILL_PX = 0.35
 """Flow below is none."""
 BORDER = 2
 """Nodes of the coarse grid."""
+LEAST_SPREAD_PX = 1.5
+"""Of parallax, at a long side of 320."""
 UNUSABLE = frozenset({"static_camera", "rotation_only", "poor_fit", "flow_unreliable"})
 """Flags with which no depth can be had from these cameras."""
 
@@ -132,7 +134,7 @@ def motion_flag(e: Evidence) -> str | None:
     if e.rotation_px < max(0.45, 2 * e.full_px) and e.rotation_px < 0.8:
         return "rotation_only"
     # the residual of the rotation model fires on good long-lens clips too; the spread of parallax does not
-    return "low_parallax" if e.spread_px < 1.5 else None
+    return "low_parallax" if e.spread_px < LEAST_SPREAD_PX else None
 
 
 def fit_flags(e: Evidence) -> list[str]:

@@ -46,8 +46,16 @@ class Vipe(Annotator):
             raise ValueError(f"{NOTICE}; set cameras.accept_licence=true if that suits you")
 
     def load(self) -> Annotate:
-        """Start the driver and wait until its networks are in memory. Raises ValueError if the licence is not accepted."""
+        """Start the driver and wait until its networks are in memory.
+
+        Raises ValueError if the licence is not accepted or the weights are not there.
+        """
         self.check()
+        if self.weights_dir and not any((Path(self.weights_dir) / name).is_dir() for name in ("torch", "hf")):
+            raise ValueError(
+                f"cameras.weights_dir: {self.weights_dir} holds neither torch/ nor hf/, expected the caches of a run of ViPE "
+                "with TORCH_HOME and HF_HOME set to them"
+            )
         from annotate.cameras.vipe_session import Session
 
         return Session(self)

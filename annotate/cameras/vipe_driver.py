@@ -33,7 +33,7 @@ def main(arguments):
     try:
         pipeline, facts = _pipeline(config)
     except Exception as error:
-        kind = "no_cuda" if isinstance(error, NoCuda) else "load"
+        kind = "no_cuda" if isinstance(error, NoCuda) else "weights" if _is_download(error) else "load"
         say(event="fatal", kind=kind, msg=str(error), trace=traceback.format_exc())
         return NO_CUDA if kind == "no_cuda" else 2
     say(event="ready", **facts)
@@ -110,7 +110,7 @@ def _serve(pipeline, request, say):
         _run(pipeline, request)
     except Exception as error:
         out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError)
-        kind = "oom" if out_of_memory else type(error).__name__
+        kind = "oom" if out_of_memory else "weights" if _is_download(error) else type(error).__name__
         say(
             event="error",
             id=request["id"],
@@ -122,6 +122,23 @@ def _serve(pipeline, request, say):
         return
     peak = torch.cuda.max_memory_allocated()
     say(event="done", id=request["id"], wall_s=time.monotonic() - started, peak_mem=peak)
+
+
+def _is_download(error):
+    """Weights that were to be fetched and could not: urllib's, requests' and the hub's errors, by the names in their ancestry."""
+    names = {
+        "URLError",
+        "RequestException",
+        "HTTPError",
+        "HfHubHTTPError",
+        "LocalEntryNotFoundError",
+        "OfflineModeIsEnabled",
+    }
+    while error is not None:
+        if names.intersection(kind.__name__ for kind in type(error).__mro__):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _run(pipeline, request):

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from annotate.annotator import FlowModel
-from annotate.cameras import vipe_artifacts
+from annotate.cameras import degenerate, vipe_artifacts
 from annotate.cameras.vipe import Vipe
 from annotate.cameras.vipe_artifacts import Artifacts
 from annotate.cameras.vipe_process import Driver, VipeError
@@ -17,6 +17,9 @@ from shared.clip import AnnotatedClip, Cameras, Depth, Motion
 MAX_FRAMES = 1000
 HOST_BYTES_PER_PIXEL = 36
 """ViPE holds a clip about three times as float32 RGB."""
+
+FEWEST_FRAMES = 8
+"""With fewer, ViPE's tracking never starts (it wants as many keyframes) and its backend alone answers."""
 
 POSES_ONLY = ("pipeline.post.depth_align_model=null",)
 Configuration = tuple[str, tuple[str, ...]]
@@ -57,6 +60,10 @@ class Session:
             except VipeError as error:
                 self.close()  # a CUDA failure poisons its process
                 lighter = {"oom": rung + 1, "RuntimeError": len(ladder) - 1}.get(error.kind)
+                if error.kind == "weights":  # as for every other clip
+                    raise VipeError(
+                        error.kind, f"{error}: put them under cameras.weights_dir (torch/ and hf/)"
+                    ) from None
                 if lighter is None or lighter >= len(ladder) or rung == len(ladder) - 1:
                     raise VipeError(error.kind, f"{clip.id}: {error}") from None
         raise AssertionError("the ladder has a last rung")
@@ -89,6 +96,7 @@ def filled(clip: AnnotatedClip, artifacts: Artifacts, source: str) -> AnnotatedC
         intrinsics=artifacts.intrinsics,
         metric=False,  # near-metric is not metric
         source=source,
+        degenerate=",".join(doubts(artifacts)) or None,
         focal_source="network",
     )
     parts: dict[str, Any] = {"cameras": cameras}
@@ -97,6 +105,41 @@ def filled(clip: AnnotatedClip, artifacts: Artifacts, source: str) -> AnnotatedC
     if artifacts.instances is not None and clip.motion is None:
         parts["motion"] = _movable(clip, artifacts, source)
     return clip.with_(**parts)
+
+
+def doubts(artifacts: Artifacts) -> list[str]:
+    """Flags that ViPE, which gives no sign of quality, does not raise itself: by the tests of `flow_ba` where its depth allows."""
+    num_frames = len(artifacts.world_from_cam)
+    ratio = artifacts.intrinsics[:, 0] / (2 * artifacts.intrinsics[:, 2:].max(1))  # of the long side
+    low = num_frames < FEWEST_FRAMES or (
+        artifacts.z is not None and parallax_px(artifacts) < degenerate.LEAST_SPREAD_PX
+    )
+    return ["low_parallax"] * low + ["focal_weak"] * bool(((ratio < 0.5) | (ratio > 2)).any())
+
+
+def parallax_px(artifacts: Artifacts) -> float:
+    """How unevenly translation moves the middle frame towards the first or last: 90th minus 10th percentile, at 320 pixels.
+
+    0 where no depth is known.
+    """
+    assert artifacts.z is not None
+    middle, height, width = len(artifacts.z) // 2, *artifacts.z.shape[1:]
+    step = max(1, max(height, width) // 40)
+    z = artifacts.z[middle, ::step, ::step].astype(np.float64)
+    v, u = np.mgrid[0:height:step, 0:width:step] + 0.5
+    focal, center = artifacts.intrinsics[middle, :2], artifacts.intrinsics[middle, 2:]
+    known = z > 0
+    if not known.any():
+        return 0.0
+    ray = np.append((np.stack((u, v), -1)[known] - center) / focal, np.ones((known.sum(), 1)), 1)
+    spreads = []
+    for other in (0, -1):
+        other_from_middle = np.linalg.inv(artifacts.world_from_cam[other]) @ artifacts.world_from_cam[middle]
+        turned = ray @ other_from_middle[:3, :3].T
+        moved = turned + other_from_middle[:3, 3] / z[known][:, None]
+        added = focal * (moved[:, :2] / moved[:, 2:].clip(0.05) - turned[:, :2] / turned[:, 2:].clip(0.05))
+        spreads.append(np.subtract(*np.percentile(np.linalg.norm(added, axis=1), (90, 10))))
+    return float(max(spreads)) * 320 / max(height, width)
 
 
 def _movable(clip: AnnotatedClip, artifacts: Artifacts, source: str) -> Motion:

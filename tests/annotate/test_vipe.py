@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import time
+import urllib.error
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ import pytest
 from jaxtyping import Int64, UInt8
 
 from annotate.annotator import PairFlow
+from annotate.cameras import vipe_driver, vipe_session
 from annotate.cameras.vipe import Vipe
+from annotate.cameras.vipe_artifacts import Artifacts
 from shared import exr
 from shared.clip import AnnotatedClip
 
@@ -47,9 +51,9 @@ def knobs(mode="good", **more):
     return Vipe(accept_licence=True, command=command, overrides=(f"mode={mode}",), **more)
 
 
-def a_clip(name="clip-0"):
-    rgb = np.random.default_rng(0).integers(0, 255, (T, H, W, 3), dtype=np.uint8)
-    return AnnotatedClip(id=name, rgb=rgb, fps=8.0, source="made", frames=np.arange(T))
+def a_clip(name="clip-0", frames=T):
+    rgb = np.random.default_rng(0).integers(0, 255, (frames, H, W, 3), dtype=np.uint8)
+    return AnnotatedClip(id=name, rgb=rgb, fps=8.0, source="made", frames=np.arange(frames))
 
 
 @pytest.fixture
@@ -94,6 +98,8 @@ def test_slots_that_are_filled_stay(start):
         ("missing", "not 5 frames"),
         ("torn", "not 5 frames"),
         ("focal", "implausible"),
+        ("keyframes", "IndexError"),  # more than ViPE's buffer holds
+        ("weights", "weights_dir"),
     ],
 )
 def test_a_failure_is_a_sentence_and_the_next_clip_is_served(start, mode, words):
@@ -120,6 +126,52 @@ def test_out_of_memory_steps_down_one_rung(start):
     assert clip.depth is not None
 
 
+def test_out_of_memory_twice_leaves_the_poses(start):
+    clip = start("oom_twice")(a_clip(), no_flow)
+    assert clip.cameras is not None
+    assert clip.depth is None
+
+
+def test_what_needs_more_memory_than_there_is_never_starts(start, monkeypatch):
+    session = start()
+    monkeypatch.setattr(vipe_session, "_free_bytes", lambda: T * H * W * 12 * 3 - 1)
+    with pytest.raises(ValueError, match="GiB of memory"):
+        session(a_clip(), no_flow)
+    assert session._driver.served == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "frames", "flags"),
+    [
+        ("good", 9, None),
+        ("good", 5, "low_parallax"),  # fewer frames than ViPE wants keyframes
+        ("still", 9, "low_parallax"),
+        ("long", 9, "focal_weak"),  # three times the width: not impossible, not likely
+    ],
+)
+def test_what_vipe_does_not_say_is_flagged(start, mode, frames, flags):
+    assert start(mode)(a_clip(frames=frames), no_flow).cameras.degenerate == flags
+
+
+def test_parallax_by_hand():
+    """Two planes, at 1 and 4, seen by a camera that goes a fifth sideways: they part by f / 5 (1 - 1/4) pixels."""
+    z = np.ones((3, 20, 40), np.float32)
+    z[:, :, 20:] = 4
+    poses = np.tile(np.eye(4), (3, 1, 1))
+    poses[:, 0, 3] = (-0.2, 0, 0.1)
+    artifacts = Artifacts(
+        world_from_cam=poses,
+        intrinsics=np.tile((30.0, 30, 20, 10), (3, 1)),
+        z=z,
+        instances=None,
+        sky=None,
+        phrases={},
+    )
+    assert vipe_session.parallax_px(artifacts) == pytest.approx(30 * 0.2 * 0.75 * 320 / 40)
+    nothing = replace(artifacts, z=np.zeros_like(z))
+    assert vipe_session.parallax_px(nothing) == 0
+
+
 def test_failed_depth_alignment_leaves_the_poses(start):
     clip = start("align")(a_clip(), no_flow)
     assert clip.cameras is not None
@@ -129,6 +181,28 @@ def test_failed_depth_alignment_leaves_the_poses(start):
 def test_no_cuda_is_fatal_at_the_start():
     with pytest.raises(ValueError, match="CUDA"):
         knobs("no_cuda").load()
+
+
+def test_a_broken_installation_is_fatal_at_the_start():
+    with pytest.raises(ValueError, match="undefined symbol"):
+        knobs("load").load()
+
+
+def test_missing_weights_are_fatal_at_the_start(tmp_path):
+    with pytest.raises(ValueError, match="neither torch/ nor hf/"):
+        knobs(weights_dir=str(tmp_path)).load()
+    (tmp_path / "hf").mkdir()
+    knobs(weights_dir=str(tmp_path)).load().close()
+
+
+def test_the_driver_knows_a_download_by_its_error():
+    """Also one that a library wrapped in its own."""
+    refused = urllib.error.URLError("no route")
+    wrapped = RuntimeError("could not load SAM")
+    wrapped.__cause__ = refused
+    assert vipe_driver._is_download(refused)
+    assert vipe_driver._is_download(wrapped)
+    assert not vipe_driver._is_download(RuntimeError("no map points"))
 
 
 def test_the_licence_comes_first():
@@ -147,6 +221,11 @@ def test_odd_sizes_and_short_clips_are_refused(start):
     short = AnnotatedClip(id="short", rgb=rgb, fps=8.0, source="made", frames=np.arange(2))
     with pytest.raises(ValueError, match="takes 3 to"):
         session(short, no_flow)
+    long = AnnotatedClip(
+        id="long", rgb=np.zeros((1001, 2, 2, 3), np.uint8), fps=8.0, source="m", frames=np.arange(1001)
+    )
+    with pytest.raises(ValueError, match="to 1000"):
+        session(long, no_flow)
     odd = AnnotatedClip(id="odd", rgb=np.zeros((4, H, 51, 3), np.uint8), fps=8.0, source="made", frames=np.arange(4))
     with pytest.raises(ValueError, match="even sides"):
         session(odd, no_flow)
