@@ -40,7 +40,7 @@ def cameras(
     shorter than `STILL` of the scene's median depth, by an SE(3): then `near_still` is 1 and percentages of the path are left out.
     """
     centers, path = truth[:, :3, 3], path_length(truth)
-    still = path < STILL * scene_depth
+    still = path <= STILL * scene_depth  # also of a truth without depth, whose scene is its path
     fit = align.se3 if still else align.sim3
     moved = fit(predicted[:, :3, 3], centers).poses(predicted)
     ate = _rms((moved[:, :3, 3] - centers).norm(dim=-1))

@@ -122,6 +122,8 @@ def test_a_still_camera_is_flagged_and_not_scaled() -> None:
     assert found["near_still"] == 1
     assert found["ate"] == pytest.approx(0.3)  # a Sim(3) would shrink it to 0
     assert "ate_percent" not in found
+    without_depth = torch.from_numpy(truth)  # its scene is its path, which is none
+    assert metrics.cameras(without_depth, without_depth, scene_depth=0.0)["near_still"] == 1
 
 
 def test_angles_near_none_and_half_a_turn() -> None:
