@@ -103,6 +103,29 @@ def test_cameras_equal_a_second_implementation() -> None:
     assert found["near_still"] == 0
 
 
+def test_cameras_equal_evo() -> None:
+    """The field's tool, GPL-3 and therefore nothing that worldreel could need: an oracle where somebody put it."""
+    theirs = pytest.importorskip("evo.core.metrics", reason="evo is not installed: pip install --no-deps evo")
+    path = pytest.importorskip("evo.core.trajectory").PosePath3D
+    truth, predicted = trajectory(20, 3), trajectory(20, 3)
+    rng = np.random.default_rng(8)
+    predicted[:, :3, 3] = 0.4 * predicted[:, :3, 3] + 0.01 * rng.standard_normal((20, 3))
+    predicted[:, :3, :3] @= Rotation.from_rotvec(0.02 * rng.standard_normal((20, 3))).as_matrix()
+    found = metrics.cameras(torch.from_numpy(predicted), torch.from_numpy(truth), scene_depth=5.0)
+    reference, estimate = path(poses_se3=list(truth)), path(poses_se3=list(predicted))
+    estimate.align(reference, correct_scale=True)
+    relation, rmse = theirs.PoseRelation, theirs.StatisticsType.rmse
+    wanted = {
+        "ate": theirs.APE(relation.translation_part),
+        "rpe_translation": theirs.RPE(relation.translation_part, 1, theirs.Unit.frames),
+        "rpe_rotation_deg": theirs.RPE(relation.rotation_angle_deg, 1, theirs.Unit.frames),
+    }
+    for name, metric in wanted.items():
+        metric.process_data((reference, estimate))
+        assert found[name] == pytest.approx(metric.get_statistic(rmse), rel=1e-9)
+    assert found["path"] == pytest.approx(reference.path_length)
+
+
 def test_similar_cameras_have_no_error() -> None:
     truth = torch.from_numpy(trajectory(8, 2))
     turn = np.eye(4)
