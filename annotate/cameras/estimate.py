@@ -23,7 +23,8 @@ PRIOR = 0.9
 """Focal length in long sides when nothing is known: 58 degrees."""
 STARTS = (0.95, 1.35, 0.7)
 """Focal lengths to start from, in long sides; so that none of them is what makes it work."""
-
+PRIOR_REL_CI = 0.25
+"""How sure the prior is, at best: fields of view of 46 to 72 degrees."""
 GOOD_PX = 0.35
 """Noise of the best start; if there is more, further ones are tried."""
 
@@ -90,9 +91,12 @@ def estimate(pairs: PairFlows, known_focal: float | None = None, device: str = "
     if degenerate.motion_flag(evidence) == "rotation_only":
         return _turning(views, turned, turned_fit, known_focal, evidence)
     solved, weak = refine(views, best, known_focal is None), False
-    if known_focal is None and focal.is_weak(solved.state, views.raw, solved.fit, best.profile):
-        weak = True
-        solved = refine(views, replace(coarse(views, prior), profile=best.profile), False)
+    if known_focal is None:
+        weak = focal.is_weak(solved.state, views.raw, solved.fit, best.profile)
+        if weak:
+            solved = refine(views, replace(coarse(views, prior), profile=best.profile), False)
+        else:
+            solved = replace(solved, profile=bent(views, best))
     return _moving(views, turned, solved, known_focal, weak)
 
 
@@ -109,19 +113,27 @@ def look(pairs: PairFlows, device: str = "cpu") -> Views:
 
 def coarse(views: Views, known_focal: float | None) -> Solved:
     """The start that explains the largest area, solved to the end on the coarse grid, and its focal profile."""
-    candidates = [_solved(views, *found) for found in _starts(views, known_focal)]
+    candidates = [explained(views, *found) for found in _starts(views, known_focal)]
     best = max(candidates, key=lambda solved: solved.area)
     if known_focal is None and best.fit.sigma_px > GOOD_PX:
-        further = [_solved(views, *found) for found in _further_starts(views)]
+        further = [explained(views, *found) for found in _further_starts(views)]
         best = max([best, *further], key=lambda solved: solved.area)
     problem = epipolar.weighted(views.raw, best.static)
     how = Solve(iterations=15, tolerance=1e-5, smoothing=LITTLE)
     if known_focal is None:
         how = replace(how, focal=True, focal_prior=views.focal_prior)
-    best = _solved(views, *bundle.solve(problem, best.state, how))
+    best = explained(views, *bundle.solve(problem, best.state, how))
     if known_focal is not None:
         return best
     return replace(best, profile=focal.profile(epipolar.weighted(views.raw, best.static), best.state, best.fit))
+
+
+def bent(views: Views, found: Solved) -> focal.Profile:
+    """The profile of a coarse solution, knowing what another lens would change."""
+    assert found.profile is not None
+    problem = epipolar.weighted(views.raw, found.static)
+    shift = focal.lens_shift(problem, found.state, found.fit, views.focal_prior)
+    return replace(found.profile, lens_shift=shift)
 
 
 def _starts(views: Views, known_focal: float | None) -> Iterator[tuple[State, Fit]]:
@@ -149,7 +161,7 @@ def _first_solution(views: Views, state: State, free_focal: bool) -> tuple[State
     return bundle.solve(views.voted, state, how)
 
 
-def _solved(views: Views, state: State, fit: Fit) -> Solved:
+def explained(views: Views, state: State, fit: Fit) -> Solved:
     static = epipolar.by_residual(views.raw, state, fit.sigma_px)
     weight = views.raw.weight
     area = float((weight * static[views.raw.edges[:, 0]]).sum() / weight.sum().clamp(min=1e-9))
@@ -270,18 +282,28 @@ def _turning_prior(views: Views) -> tuple[float, float]:
 def _moving(views: Views, turned: State, solved: Solved, known: float | None, weak: bool) -> Estimate:
     """The full model's answer, and every flag that applies."""
     evidence = weigh(views, turned, solved.state, solved.fit)
-    motion = degenerate.motion_flag(evidence)
-    plane_share = epipolar.plane_share(views.raw.only(degenerate.far(views.raw)), solved.static)
-    doubtful = weak or (known is None and degenerate.is_plane(plane_share))
-    flags = ([motion] if motion else []) + ["focal_weak"] * doubtful + degenerate.fit_flags(evidence)
+    flags, plane_share = doubts(views, solved, evidence, known is not None, weak)
+    rel_ci = solved.profile.rel_ci if known is None and solved.profile else None
     return Estimate(
         world_from_cam=infill(views, solved.state, solved.static),
         focal_px=solved.state.focal,
         focal_source="given" if known else "prior" if weak else "self_calibrated",
-        focal_rel_ci=solved.profile.rel_ci if known is None and solved.profile else None,
-        flags=tuple(flags),
+        focal_rel_ci=max(rel_ci, PRIOR_REL_CI) if rel_ci is not None and weak else rel_ci,
+        flags=flags,
         evidence=asdict(evidence) | {"keyframes": len(views.keys), "area": solved.area, "plane_share": plane_share},
     )
+
+
+def doubts(
+    views: Views, solved: Solved, evidence: Evidence, focal_known: bool, weak: bool
+) -> tuple[tuple[str, ...], float]:
+    """The flags of a moving camera, and how much of what is static one plane explains."""
+    motion = degenerate.motion_flag(evidence)
+    plane_share = epipolar.plane_share(views.raw.only(degenerate.far(views.raw)), solved.static)
+    lens = solved.profile is not None and solved.profile.lens_shift > focal.LENS_SHIFT
+    doubtful = weak or (not focal_known and (lens or degenerate.is_plane(plane_share)))
+    flags = ([motion] if motion else []) + ["focal_weak"] * doubtful + degenerate.fit_flags(evidence)
+    return tuple(flags), plane_share
 
 
 def _still(num_frames: int, focal_px: float, known: float | None, evidence: Mapping[str, float]) -> Estimate:

@@ -29,7 +29,7 @@ class FlowBA(Annotator):
     horizontal_fov_deg: Annotated[float, Field(gt=5, lt=150)] | None = None
     """Known field of view; None: self-calibrated."""
     second_opinion: Literal["never", "flagged", "always"] = "never"
-    """Ask pycolmap's global mapper (extra `second-opinion`), and take its cameras if they explain more of the picture.
+    """Ask pycolmap's global mapper (extra `second-opinion`), and take its cameras if they explain clearly more of the flow.
 
     Never by default: its answers vary from run to run, it costs ten times the CPU, and where things move it did worse (see
     `tests/benchmarks/bench_labels.py --colmap`).

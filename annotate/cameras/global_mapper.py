@@ -1,5 +1,6 @@
-"""pycolmap's global mapper on a folder of frames, alone in its process: `python -m annotate.cameras.global_mapper FOLDER SEED`.
+"""pycolmap's global mapper on a folder of frames, alone in its process.
 
+`python -m annotate.cameras.global_mapper FOLDER SEED [FOCAL]`; a focal length given in pixels is kept.
 Reads FOLDER/images/%06d.png, and FOLDER/masks/%06d.png.png where there are some (black is ignored); writes FOLDER/out.npz.
 """
 
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 
 
-def main(folder: Path, seed: int) -> None:
+def main(folder: Path, seed: int, focal: float | None) -> None:
     # with the headless build, importing pycolmap before cv2 was *used* aborts with a double free; hence also a process of its own
     cv2.ORB.create()
     import pycolmap
@@ -22,6 +23,11 @@ def main(folder: Path, seed: int) -> None:
     reader.camera_model = "SIMPLE_PINHOLE"
     if (folder / "masks").exists():
         reader.mask_path = folder / "masks"
+    if focal is not None:
+        first = cv2.imread(str(folder / "images" / names[0]))
+        assert first is not None
+        height, width = first.shape[:2]
+        reader.camera_params = f"{focal},{width / 2},{height / 2}"
     extraction, matching = pycolmap.FeatureExtractionOptions(), pycolmap.FeatureMatchingOptions()
     extraction.num_threads = matching.num_threads = 1
     extraction.use_gpu = matching.use_gpu = False
@@ -35,6 +41,7 @@ def main(folder: Path, seed: int) -> None:
     pycolmap.match_exhaustive(database, matching_options=matching)
     options = pycolmap.GlobalPipelineOptions()
     options.num_threads, options.random_seed = 1, seed
+    options.mapper.bundle_adjustment.refine_focal_length = focal is None
     models = pycolmap.global_mapping(database, folder / "images", out, options)
     write(folder / "out.npz", models, names)
 
@@ -53,4 +60,4 @@ def write(path: Path, models: dict, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else None)

@@ -1,21 +1,25 @@
 """Another method's cameras where ours are in doubt: pycolmap's global mapper, judged by how much of the picture it explains.
 
 It runs in a process of its own and is an optional extra. It varies between runs, registers every frame of a still camera, and needs
-all frames registered to count; so it is adopted only if our own dense triangulation finds more static depth with its cameras.
+all frames registered to count; so it is adopted only if its cameras, held against our flow as they are, explain clearly more of it
+than ours. What is adopted bears the flags that our own tests give it.
 """
 
 import importlib.util
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from jaxtyping import Bool, Float64, UInt8
 
-from annotate.cameras.estimate import world_from_cam
+from annotate.cameras import bundle, degenerate, epipolar, estimate, focal, start
+from annotate.cameras.bundle import Solve, State
+from annotate.cameras.estimate import Views
 from annotate.depth import triangulate
 from annotate.flow.pairs import PairFlows
 from shared.clip import Cameras
@@ -25,8 +29,12 @@ MISSING = "second_opinion_missing"
 TRIGGERS = frozenset({"poor_fit", "dynamic_dominated", "focal_weak", "low_parallax"})
 """Flags it can help with; never a still or a turning camera, nor flow that cannot be trusted."""
 HOPELESS = frozenset({"static_camera", "rotation_only", "flow_unreliable"})
-MIN_GAIN = 0.01
-"""More valid depth, as a share of all pixels, than ours before its cameras are taken."""
+MIN_RATIO = 1.2
+"""Of the flow's weight that the mapper's cameras explain over what ours do, before they are taken.
+
+Calibrated by `tests/benchmarks/bench_cameras.py --second` (docs/labels.md). The share of valid depth, the obvious measure, prefers
+a focal length that is a fifth too long.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,6 +44,21 @@ class Mapped:
     world_from_cam: Float64[np.ndarray, "T 4 4"]
     registered: Bool[np.ndarray, " T"]
     focal_px: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Verdict:
+    """How cameras stand against the flow of a clip, whoever found them."""
+
+    cameras: Cameras
+    """With the flags that our own tests give them."""
+    valid: float
+    """Share of all pixels with valid static depth."""
+    area: float
+    """Share of the flow's weight that they explain."""
+    sigma_px: float
+    rel_ci: float
+    dynamic: Bool[np.ndarray, "T H W"]
 
 
 def is_due(policy: str, flags: str | None) -> bool:
@@ -52,58 +75,117 @@ def is_installed() -> bool:
 
 
 def ask(pairs: PairFlows, ours: Cameras, timeout_s: float) -> tuple[Cameras, dict[str, float]]:
-    """The better of two opinions on the clip at working size, and the valid shares that decided.
-
-    The mapper runs twice, the second time without what the first one's cameras show to move.
-    """
-    shape = (len(pairs.rgb), *pairs.size)
-    our_share = float(triangulate.dense(pairs, ours, shape).valid.mean())
-    scores = {"second_opinion_ours": our_share}
-    first = _judged(pairs, shape, None, timeout_s)
-    if first is None:
+    """The better of two opinions on the clip at working size, and the numbers that decided."""
+    views = estimate.look(pairs)
+    first = judged(views, ours)
+    scores = {"second_opinion_ours": first.area}
+    others = opinions(views, first, ours.degenerate, timeout_s)
+    if not others:
         return ours, scores
-    theirs, found = first
-    again = _judged(pairs, shape, found.dynamic, timeout_s)
-    if again is not None and again[1].valid.mean() > found.valid.mean():
-        theirs, found = again
-    scores["second_opinion_theirs"] = float(found.valid.mean())
-    better = found.valid.mean() >= our_share + MIN_GAIN and _may_win(ours)
-    return (theirs, scores | {"second_opinion_adopted": 1.0}) if better else (ours, scores)
+    best = max(others, key=lambda one: one.area)
+    scores["second_opinion_theirs"] = best.area
+    if not is_better(best, first):
+        return ours, scores
+    return best.cameras, scores | {"second_opinion_adopted": 1.0}
 
 
-def _may_win(ours: Cameras) -> bool:
-    """Before a plane a wrong focal length absorbs the mover and explains more."""
-    flags = set((ours.degenerate or "").split(","))
-    return "focal_weak" not in flags or "poor_fit" in flags
+def opinions(views: Views, ours: Verdict, flags: str | None, timeout_s: float) -> list[Verdict]:
+    """The mapper's cameras, and those of a second run without what moves; only where all frames are placed.
+
+    What moves is told by the first run's cameras, or by ours where it has none, unless ours fit badly: such a mask misleads.
+    """
+    focal_px = float(ours.cameras.intrinsics[0, 0]) if ours.cameras.focal_source == "given" else None
+    first = _mapped(views, None, focal_px, timeout_s)
+    guide = first or (None if "poor_fit" in (flags or "").split(",") else ours)
+    again = None if guide is None else _mapped(views, guide.dynamic, focal_px, timeout_s)
+    return [one for one in (first, again) if one is not None]
 
 
-def _judged(
-    pairs: PairFlows, shape: tuple[int, int, int], moving: Bool[np.ndarray, "T H W"] | None, timeout_s: float
-) -> tuple[Cameras, "triangulate.Dense"] | None:
+def judged(views: Views, cameras: Cameras) -> Verdict:
+    """How these cameras stand against the clip's flow, poses and focal length as they are: only depths are solved for."""
+    pairs = views.pairs
+    shape = (len(pairs.rgb), *pairs.size)
+    found = triangulate.dense(pairs, cameras, shape)
+    still = torch.zeros(len(views.keys), dtype=torch.bool)
+    how = Solve(iterations=25, free=still, damping=1e-5, tolerance=1e-3, smoothing=estimate.LITTLE)
+    state, fit = bundle.solve(views.voted, _state(views, cameras), how)
+    solved = estimate.explained(views, state, fit)
+    problem = epipolar.weighted(views.raw, solved.static)
+    state, fit = bundle.solve(problem, state, replace(how, iterations=15))
+    solved = estimate.explained(views, state, fit)
+    bent = focal.profile(epipolar.weighted(views.raw, solved.static), state, fit)
+    evidence = estimate.weigh(views, _turned(views, state), state, fit)
+    given = cameras.focal_source == "given"
+    weak = not given and focal.is_weak(state, views.raw, fit, bent)
+    flags, _ = estimate.doubts(views, solved, evidence, given, weak)
+    return Verdict(
+        cameras=replace(cameras, degenerate=",".join(flags) or None, focal_rel_ci=None if given else bent.rel_ci),
+        valid=float(found.valid.mean()),
+        area=solved.area,
+        sigma_px=fit.sigma_px,
+        rel_ci=bent.rel_ci,
+        dynamic=found.dynamic,
+    )
+
+
+def is_better(theirs: Verdict, ours: Verdict) -> bool:
+    """Whether their cameras are usable, and explain clearly more of the flow."""
+    usable = not degenerate.is_unusable(theirs.cameras.degenerate)
+    return usable and theirs.area >= MIN_RATIO * ours.area
+
+
+def _state(views: Views, cameras: Cameras) -> State:
+    """Keyframe poses in units of the median depth, all nodes at it."""
+    rig = triangulate.rig_of(views.pairs, cameras, (len(views.pairs.rgb), *views.pairs.size))
+    cam_from_world = torch.linalg.inv(rig.world_from_cam[views.keys])
+    return replace(
+        State.start(views.raw, len(views.keys), float(cameras.intrinsics[0, 0])),
+        rotation=cam_from_world[:, :3, :3],
+        translation=cam_from_world[:, :3, 3] / rig.unit,
+    )
+
+
+def _turned(views: Views, state: State) -> State:
+    """The rotation model at this focal length."""
+    return start.turning(views.raw, len(views.keys), state.focal)[0]
+
+
+def _mapped(
+    views: Views, moving: Bool[np.ndarray, "T H W"] | None, focal_px: float | None, timeout_s: float
+) -> Verdict | None:
+    pairs = views.pairs
     try:
-        mapped = map_globally(pairs.rgb, moving, timeout_s=timeout_s)
+        mapped = map_globally(pairs.rgb, moving, focal_px=focal_px, timeout_s=timeout_s)
     except ValueError:  # no opinion is no reason to lose ours
         return None
     if not mapped.registered.all() or not 0.5 <= mapped.focal_px / max(pairs.size) <= 2:
         return None
-    cameras = to_cameras(mapped, shape)
-    return cameras, triangulate.dense(pairs, cameras, shape)
+    cameras = to_cameras(mapped, (len(pairs.rgb), *pairs.size))
+    return judged(views, cameras if focal_px is None else replace(cameras, focal_source="given"))
 
 
 def map_globally(
     rgb: UInt8[np.ndarray, "T H W 3"],
     moving: Bool[np.ndarray, "T H W"] | None = None,
     *,
+    focal_px: float | None = None,
     seed: int = 0,
     timeout_s: float = 600,
 ) -> Mapped:
-    """Cameras of all frames, what moves left out. Raises ValueError if pycolmap is missing, fails or takes too long."""
+    """Cameras of all frames, what moves left out, the focal length known or not. Raises ValueError if it cannot."""
     if not is_installed():
         raise ValueError("a second opinion asks for pycolmap: pip install pycolmap")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write_frames(folder, rgb, moving)
-        command = [sys.executable, "-m", "annotate.cameras.global_mapper", name, str(seed)]
+        command = [
+            sys.executable,
+            "-m",
+            "annotate.cameras.global_mapper",
+            name,
+            str(seed),
+            *([] if focal_px is None else [str(focal_px)]),
+        ]
         root = Path(__file__).parents[2]
         try:
             done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=timeout_s, check=False)
@@ -114,7 +196,7 @@ def map_globally(
             raise ValueError(f"pycolmap's global mapper failed with code {done.returncode}: {last}")
         with np.load(folder / "out.npz", allow_pickle=False) as out:
             return Mapped(
-                world_from_cam=world_from_cam(out["cam_from_world"]),
+                world_from_cam=estimate.world_from_cam(out["cam_from_world"]),
                 registered=out["registered"],
                 focal_px=float(out["focal"]),
             )

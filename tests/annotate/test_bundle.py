@@ -1,9 +1,12 @@
 """The bundle adjustment's own arithmetic: derivatives against differences, the eliminated step against the full one."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
-from annotate.cameras import bundle, epipolar, estimate, keyframes
+from annotate.cameras import bundle, epipolar, estimate, focal, keyframes
 from annotate.cameras.bundle import Problem, Solve, State
 
 EDGES = torch.tensor([(0, 1), (1, 0), (1, 2), (2, 1), (0, 2), (2, 0)])
@@ -109,6 +112,29 @@ def test_solving_finds_the_cameras_that_made_the_flow(problem: Problem, state: S
     assert abs(float(found.log_focal - state.log_focal)) < 1e-3
     assert (found.rotation - state.rotation).abs().max() < 1e-3
     assert fit.sigma_px < 2e-3
+
+
+def test_a_lens_that_bends_lines_is_found(problem: Problem, state: State) -> None:
+    """Flow through a lens, fitted as a pinhole's: another lens would fit better. Flow without one: none would."""
+    large = replace(state, log_focal=state.log_focal + math.log(10))
+    seen = replace(problem, nodes=10 * problem.nodes, size=(240, 320))
+    straight = replace(
+        seen, target=seen.target * 0 - bundle.predict(replace(seen, target=seen.target * 0), large)[0].mT
+    )
+    prior = (math.log(300), 0.6)
+    for curved in (False, True):
+        through = focal.unbent(straight, -0.08) if curved else straight
+        found, fit = bundle.solve(through, large, Solve(iterations=25, focal=True, focal_prior=prior))
+        shift = focal.lens_shift(through, found, fit, prior)
+        assert shift > 0.01 if curved else shift == 0
+
+
+def test_bending_by_hand(problem: Problem) -> None:
+    """The middle stays; the end of the long side moves by the share, which falls with the cube of the distance."""
+    nodes = problem.nodes.clone()
+    nodes[:4] = torch.tensor([[16.0, 12], [32, 12], [24, 12], [0, 12]], dtype=torch.float64)
+    across = focal.unbent(replace(problem, nodes=nodes), 0.05).nodes[:4, 0]
+    torch.testing.assert_close(across, torch.tensor([16, 32.8, 24.1, -0.8], dtype=torch.float64))
 
 
 def _first(rotation: torch.Tensor, state: State) -> torch.Tensor:

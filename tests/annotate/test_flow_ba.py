@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 import scene
 
 from annotate.cameras import keyframes, second_opinion
-from annotate.cameras.flow_ba import FlowBA
-from annotate.cameras.second_opinion import Mapped
+from annotate.cameras.flow_ba import FlowBA, _FlowBA
+from annotate.cameras.second_opinion import Mapped, Verdict
 from annotate.flow.dis import Dis
 from annotate.flow.pairs import PairFlows
+from pipelines import recipes
 from shared.clip import AnnotatedClip, Cameras
 
 SMALL = {"frames": 12, "height": 120, "width": 160, "focal": 150.0}
@@ -133,11 +135,61 @@ def test_when_a_second_opinion_is_due(policy: str, flags: str | None, due: bool)
     assert second_opinion.is_due(policy, flags) is due
 
 
+@pytest.mark.parametrize(
+    ("policy", "asked"), [("never", []), ("flagged", ["low_parallax"]), ("always", [None, "low_parallax"])]
+)
+def test_the_knob_decides_who_is_asked(
+    policy: Literal["never", "flagged", "always"], asked: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the recipe, as `--set cameras.second_opinion=` sets it, on an unflagged, a flagged and a still camera."""
+    knobs = recipes.annotate_recipe("embedded", [f"cameras.second_opinion={policy}"]).cameras
+    assert isinstance(knobs, FlowBA)
+    truth, seen = scene.tiny(), []
+
+    def ask(pairs: PairFlows, ours: Cameras, timeout_s: float) -> tuple[Cameras, dict[str, float]]:
+        seen.append(ours.degenerate)
+        return ours, {}
+
+    monkeypatch.setattr(second_opinion, "is_installed", lambda: True)
+    monkeypatch.setattr(second_opinion, "ask", ask)
+    assert truth.cameras is not None
+    for flags in (None, "low_parallax", "static_camera"):
+        _FlowBA(knobs)._second(replace(truth.cameras, degenerate=flags), PairFlows(truth.rgb, Dis().load()))
+    assert seen == asked
+
+
+@pytest.mark.parametrize(
+    ("area", "flags", "better"), [(0.61, "focal_weak", True), (0.59, None, False), (0.9, "poor_fit", False)]
+)
+def test_the_rule_of_adoption(area: float, flags: str | None, better: bool) -> None:
+    """A fifth more of the flow, and no flag that forbids depth."""
+    cameras = scene.tiny().cameras
+    assert cameras is not None
+    moving = np.zeros((9, 48, 64), bool)
+    ours = Verdict(cameras=cameras, valid=0.9, area=0.5, sigma_px=0.2, rel_ci=0.02, dynamic=moving)
+    theirs = replace(ours, cameras=replace(cameras, degenerate=flags), valid=0.1, area=area)
+    assert second_opinion.is_better(theirs, ours) is better
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not second_opinion.is_installed(), reason="pycolmap is not installed: extra second-opinion")
+def test_the_mapper_is_asked_twice_and_keeps_a_known_focal_length() -> None:
+    truth = scene.clip("orbit", **SMALL | {"frames": 9})
+    fov_deg = math.degrees(2 * math.atan(80 / 150))
+    found = FlowBA(second_opinion="always", horizontal_fov_deg=fov_deg).load()(bare(truth), Dis().load())
+    assert 0 < found.scores["second_opinion_theirs"] < 1
+    mapped = second_opinion.map_globally(truth.rgb, truth.motion.dynamic, focal_px=150.0)
+    assert mapped.registered.all()
+    assert mapped.focal_px == 150
+
+
 def test_a_missing_mapper_is_named_in_the_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(second_opinion, "is_installed", lambda: False)
-    cameras = labeled(scene.clip("orbit", **SMALL), FlowBA(second_opinion="always"))
-    assert cameras.degenerate is not None
-    assert cameras.degenerate.split(",")[-1] == second_opinion.MISSING
+    truth = scene.tiny()
+    assert truth.cameras is not None
+    ours = replace(truth.cameras, degenerate="focal_weak")
+    cameras, _ = _FlowBA(FlowBA(second_opinion="flagged"))._second(ours, PairFlows(truth.rgb, Dis().load()))
+    assert cameras.degenerate == f"focal_weak,{second_opinion.MISSING}"
     with pytest.raises(ValueError, match="pip install pycolmap"):
         second_opinion.map_globally(scene.tiny().rgb)
 
@@ -159,7 +211,8 @@ def test_only_cameras_that_explain_more_are_adopted(monkeypatch: pytest.MonkeyPa
     opinion(true)
     adopted, scores = second_opinion.ask(pairs, ours, 1.0)
     assert (adopted.world_from_cam == true).all()
-    assert scores["second_opinion_theirs"] > scores["second_opinion_ours"]
+    assert scores["second_opinion_theirs"] > second_opinion.MIN_RATIO * scores["second_opinion_ours"]
+    assert "poor_fit" not in (adopted.degenerate or "")  # the flags are those that our tests give the new cameras
     opinion(wrong)
     kept, _ = second_opinion.ask(pairs, truth.cameras, 1.0)
     assert kept is truth.cameras

@@ -46,7 +46,10 @@ COLUMNS = {
     "kept": ("scene_flow.kept", "{:.2f}"),
     "s/frame": ("cpu_s_per_frame", "{:.3f}"),
     "colmap ATE %": ("colmap.ate_percent", "{:.3f}"),
+    "colmap f %": ("colmap.focal_error_percent", "{:.1f}"),
     "colmap s/frame": ("colmap.cpu_s_per_frame", "{:.2f}"),
+    "masked ATE %": ("masked.ate_percent", "{:.3f}"),
+    "masked f %": ("masked.focal_error_percent", "{:.1f}"),
 }
 
 
@@ -61,10 +64,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{'clip':20}" + "".join(f"{name:>9}" for name in shown(asked.colmap)) + "  flags")
+    print(f"{'clip':20}" + "".join(f"{name:>{width(name)}}" for name in shown(asked.colmap)) + "  flags")
     found = {}
     for name, clip, truth in clips(asked.focals, asked.only):
-        found[name] = measure(clip, truth) | (colmap(clip, truth) if asked.colmap else {})
+        labeled, seconds = label(clip)
+        found[name] = measure(labeled, truth, seconds)
+        if asked.colmap:
+            assert labeled.motion is not None
+            found[name] |= colmap("colmap", clip, truth) | colmap("masked", clip, truth, labeled.motion.dynamic)
         print(line(name, found[name], asked.colmap), flush=True)
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1))
@@ -96,14 +103,18 @@ def encoded(path: Path) -> AnnotatedClip:
     return AnnotatedClip(id=path.stem, rgb=video.read(seen, frames), fps=seen.fps, source=str(path), frames=frames)
 
 
-def measure(clip: AnnotatedClip, truth: Truth) -> dict[str, Any]:
-    """Label the clip and hold it against the truth."""
+def label(clip: AnnotatedClip) -> tuple[AnnotatedClip, float]:
+    """The labeled clip, and the CPU seconds of cameras, depth and motion."""
     flow = PairFlows.of(clip.rgb, Dis().load())
     clip = flow_slots.fill_flow(clip, flow)
     start = time.process_time()
     for annotate in (FlowBA().load(), Multiview().load(), Motion().load()):
         clip = annotate(clip, flow)
-    seconds = time.process_time() - start
+    return clip, time.process_time() - start
+
+
+def measure(clip: AnnotatedClip, truth: Truth, seconds: float) -> dict[str, Any]:
+    """Hold the labeled clip against the truth."""
     assert clip.cameras is not None
     assert clip.motion is not None
     still = clip.motion.scene_flow[~clip.motion.dynamic[:-1]]
@@ -112,22 +123,23 @@ def measure(clip: AnnotatedClip, truth: Truth) -> dict[str, Any]:
     return evaluate_clip(clip, truth) | flags | dict(clip.scores)
 
 
-def colmap(clip: AnnotatedClip, truth: Truth) -> dict[str, Any]:
-    """The global mapper of pycolmap on the same pixels."""
+def colmap(name: str, clip: AnnotatedClip, truth: Truth, moving: np.ndarray | None = None) -> dict[str, Any]:
+    """The global mapper of pycolmap on the same pixels, or on those that do not move."""
     from annotate.cameras import second_opinion
 
     start = time.process_time() + _children()
     try:
-        mapped = second_opinion.map_globally(clip.rgb)
+        mapped = second_opinion.map_globally(clip.rgb, moving)
     except ValueError as refusal:
-        return {"colmap.refusal": str(refusal)}
+        return {f"{name}.refusal": str(refusal)}
     seconds = time.process_time() + _children() - start
-    numbers = {"colmap.cpu_s_per_frame": seconds / len(clip.rgb), "colmap.registered": float(mapped.registered.mean())}
+    numbers = {
+        f"{name}.cpu_s_per_frame": seconds / len(clip.rgb),
+        f"{name}.registered": float(mapped.registered.mean()),
+    }
     if mapped.registered.all():
         seen = evaluate_clip(clip.with_(cameras=second_opinion.to_cameras(mapped, clip.shape)), truth)
-        numbers |= {
-            name.replace("cameras", "colmap"): value for name, value in seen.items() if name.startswith("cameras.")
-        }
+        numbers |= {key.replace("cameras", name): value for key, value in seen.items() if key.startswith("cameras.")}
     return numbers
 
 
@@ -139,7 +151,11 @@ def _children() -> float:
 
 
 def shown(with_colmap: bool) -> list[str]:
-    return [name for name in COLUMNS if with_colmap or not name.startswith("colmap")]
+    return [name for name in COLUMNS if with_colmap or not name.startswith(("colmap", "masked"))]
+
+
+def width(column: str) -> int:
+    return max(9, len(column) + 2)
 
 
 def line(name: str, numbers: dict[str, Any], with_colmap: bool) -> str:
@@ -147,8 +163,8 @@ def line(name: str, numbers: dict[str, Any], with_colmap: bool) -> str:
     cells = []
     for column in shown(with_colmap):
         key, form = COLUMNS[column]
-        cells.append(form.format(numbers[key]) if key in numbers else "-")
-    return f"{name:20}" + "".join(f"{cell:>9}" for cell in cells) + f"  {numbers['degenerate'] or ''}"
+        cells.append(f"{form.format(numbers[key]) if key in numbers else '-':>{width(column)}}")
+    return f"{name:20}" + "".join(cells) + f"  {numbers['degenerate'] or ''}"
 
 
 if __name__ == "__main__":
