@@ -82,10 +82,14 @@ def split(source: str) -> tuple[str, str] | None:
     found = _PREFIX.match(source)
     if found is None:
         return None
-    kind = _KINDS.get(re.sub("[_-]", "", found[1].lower()))
+    kind = _KINDS.get(_bare(found[1]))
     if kind is None:
         raise ValueError(f"{source}: there is no data set {found[1]!r}; `worldreel datasets` lists them")
     return kind, found[2]
+
+
+def _bare(name: str) -> str:
+    return re.sub("[_-]", "", name.lower())
 
 
 def is_made(kind: str) -> bool:
@@ -104,11 +108,11 @@ def show(name: str | None = None) -> None:
     Of one that is named, its knobs too. Raises ValueError for a name that no data set has.
     """
     if name is not None:
-        found = split(f"{name}:")
-        if found is None:
+        kind = _KINDS.get(_bare(name.partition(":")[0]))
+        if kind is None:
             raise ValueError(f"there is no data set {name!r}; `worldreel datasets` lists them")
-        _show(DATASETS[found[0]])
-        _show_knobs(DATASETS[found[0]])
+        _show(DATASETS[kind])
+        _show_knobs(DATASETS[kind])
         return
     for dataset in _ALL:
         _show(dataset)
@@ -142,4 +146,4 @@ def _show_knobs(dataset: Dataset | Footage) -> None:
             value = yaml.safe_dump(values[name], default_flow_style=True, width=10_000).split("\n...")[0].strip()
             print(f"    --set source.{name}={value}")
             if field.description:
-                print(f"        {field.description}")
+                print(f"        {' '.join(field.description.split())}")

@@ -3,8 +3,11 @@
 Depth and flow are PNGs whose 16 bits are those of a half float. Cameras are PyTorch3D's: rows times matrices, x left, y up.
 """
 
+import functools
 import io
+import json
 import pickle
+import zlib
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,6 +20,7 @@ from annotate.datasets.dataset import About, Choice, Facts, Field, Frame, Scene,
 from shared import files
 
 NEAREST_M = 1e-5
+_PACKED_AT = 1 << 15
 
 
 class DynamicReplica(Choice):
@@ -39,12 +43,9 @@ class DynamicReplica(Choice):
 
     def scenes(self, root: str) -> Iterator[str]:
         for split in reading.scenes_below(root, lambda names: any(map(_is_index, names)), depth=2):
-            seen: set[str] = set()
-            for item in reading.gzipped_items(_index(split)):
-                uri = files.join(split, f"{item['sequence_name']}_{item['camera_name']}")
-                if uri not in seen and item["camera_name"] in self.cameras:
-                    seen.add(uri)
-                    yield uri
+            for name in _frames_of(_index(split)):
+                if name.rpartition("_")[2] in self.cameras:
+                    yield files.join(split, name)
 
     def open(self, uri: str) -> Scene:
         return _Scene(uri, self)
@@ -58,12 +59,32 @@ def _index(split: str) -> str:
     return files.join(split, next(filter(_is_index, reading.folder(split)), "frame_annotations_*.jgz"))
 
 
+def _frames_of(index: str) -> dict[str, list[bytes]]:
+    """Scene -> its frames, packed. An index of 145,200 frames takes seconds to read: once in a process, not once a scene."""
+    return _frames_of_index(index, files.identity(index))
+
+
+@functools.lru_cache(maxsize=4)
+def _frames_of_index(index: str, identity: str) -> dict[str, list[bytes]]:
+    packed: dict[str, list[bytes]] = {}
+    lines: dict[str, bytearray] = {}
+    with reading.plainly(index, "frames with sequence_name and camera_name"):
+        for item in reading.gzipped_items(index):
+            name = f"{item['sequence_name']}_{item['camera_name']}"
+            parts, line = packed.setdefault(name, []), lines.setdefault(name, bytearray())
+            line += json.dumps(item).encode() + b"\n"
+            if len(line) > _PACKED_AT:
+                parts.append(zlib.compress(line, 1))
+                line.clear()
+    return {name: [*parts, zlib.compress(lines[name], 1)] for name, parts in packed.items()}
+
+
 class _Scene(Scene):
     def __init__(self, uri: str, knobs: DynamicReplica) -> None:
         self._split, _, name = uri.rpartition("/")
         index = _index(self._split)
-        items = (i for i in reading.gzipped_items(index) if f"{i['sequence_name']}_{i['camera_name']}" == name)
         with reading.plainly(index, "frames with number, image and viewpoint"):
+            items = map(json.loads, b"".join(map(zlib.decompress, _frames_of(index)[name])).splitlines())
             self._items = {int(item["frame_number"]): item for item in items}
             numbers = np.array(sorted(self._items), np.int64)
             height, width = (int(n) for n in self._items[int(numbers[0])]["image"]["size"])

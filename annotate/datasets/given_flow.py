@@ -1,7 +1,7 @@
 """A data set's own flow: laid into a clip's slots, turned round where no way back is given, and strung together for key frames."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,10 +23,10 @@ SMOOTH_PX = 0.5
 class Given:
     """Fields between adjacent frames and between key frames, there and back; None: not given."""
 
-    forward: Sequence[Field | None]
-    backward: Sequence[Field | None]
-    key_forward: Sequence[Field | None]
-    key_backward: Sequence[Field | None]
+    forward: list[Field | None]
+    backward: list[Field | None]
+    key_forward: list[Field | None]
+    key_backward: list[Field | None]
 
     def completed(self, clip: AnnotatedClip, *, static: bool) -> "Given":
         """With what follows from what is given.
@@ -43,7 +43,8 @@ class Given:
             )
             return Given(*(_still(clip, fields, stride, ahead=ahead) for fields, stride, ahead in slots))
         forward, backward = self.forward, self.backward
-        key_forward, key_backward = self.key_forward, self.key_backward
+        key_forward: list[Field | None] = self.key_forward
+        key_backward: list[Field | None] = self.key_backward
         ahead = [field for field in forward if field is not None]
         back = [field for field in backward if field is not None]
         if len(ahead) == len(forward) and not all(key_forward):
@@ -59,7 +60,7 @@ class Given:
         return Given(forward, backward, key_forward, key_backward)
 
     def laid_into(self, clip: AnnotatedClip, source: str) -> AnnotatedClip:
-        """The clip with `flow` and `key_flow`, each if it is known of all of its pairs."""
+        """The clip with `flow` and `key_flow`, each if it is known of all of its pairs; the fields then are views of them."""
         flow = _flow(clip, self.forward, self.backward, 1, source)
         key_flow = _flow(clip, self.key_forward, self.key_backward, KEY_STRIDE, source)
         return clip.with_(flow=flow or clip.flow, key_flow=key_flow or clip.key_flow)
@@ -81,7 +82,7 @@ def _turned(
 
 
 def _flow(
-    clip: AnnotatedClip, forward: Sequence[Field | None], backward: Sequence[Field | None], stride: int, source: str
+    clip: AnnotatedClip, forward: list[Field | None], backward: list[Field | None], stride: int, source: str
 ) -> Flow | None:
     """Given flow of every pair. Where it is not known it is what a rigid world shows, and uncertain."""
     if not _none_missing(forward) or not _none_missing(backward):
@@ -91,14 +92,15 @@ def _flow(
         forward=_filled(clip, forward, stride, ahead=True),
         backward=_filled(clip, backward, stride, ahead=False),
         stride=stride,
-        uncertainty=np.where(uncertain, UNKNOWN_FLOW_PX, 0).astype(np.float32) if uncertain.any() else None,
+        uncertainty=uncertain.astype(np.float32) * np.float32(UNKNOWN_FLOW_PX) if uncertain.any() else None,
         source=source,
     )
 
 
 def _filled(
-    clip: AnnotatedClip, fields: Sequence[Field | None], stride: int, *, ahead: bool
+    clip: AnnotatedClip, fields: list[Field | None], stride: int, *, ahead: bool
 ) -> Float32[np.ndarray, "P H W 2"]:
+    """All of them in one array, whose parts take the place of what the fields held: no flow lies in memory twice."""
     out = np.zeros((len(fields), *clip.shape[1:], 2), np.float32)
     for p, field in enumerate(fields):
         assert field is not None
@@ -107,6 +109,7 @@ def _filled(
             here, there = np.array([p * stride]), np.array([(p + 1) * stride])
             still = rigid(clip, here, there)[0][0] if ahead else rigid(clip, there, here)[0][0]
             out[p] = np.where(field.valid[..., None], out[p], still)
+        fields[p] = replace(field, values=out[p])
     return out
 
 
@@ -135,9 +138,9 @@ def rigid(
     return flow.clamp(-LONGEST_RIGID_PX, LONGEST_RIGID_PX).float().numpy(), seen.numpy()
 
 
-def _still(clip: AnnotatedClip, fields: Sequence[Field | None], stride: int, *, ahead: bool) -> list[Field]:
+def _still(clip: AnnotatedClip, fields: Sequence[Field | None], stride: int, *, ahead: bool) -> list[Field | None]:
     """The fields, those that are not given as a still world's; pair by pair, since all of a clip in float64 takes gigabytes."""
-    out = []
+    out: list[Field | None] = []
     for p, given in enumerate(fields):
         first, second = np.array([p * stride]), np.array([(p + 1) * stride])
         if given is None:

@@ -1,7 +1,7 @@
 """From a scene to clips: spans of frames at the recipe's rate, and partly filled `AnnotatedClip`s with truth in their slots."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -13,6 +13,7 @@ from annotate.cut import Cut, Span
 from annotate.datasets import given_flow, movers, poses
 from annotate.datasets.dataset import Facts, Field, Frame, Scene
 from annotate.datasets.fitting import Fit
+from annotate.datasets.movers import looked_up
 from shared.clip import KEY_STRIDE, AnnotatedClip, Cameras, Depth, Motion, Tracks
 from shared.video import Video
 
@@ -62,37 +63,37 @@ def _looks(scene: Scene, span: Span) -> dict[str, int]:
     return {"phash": phash(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY))}
 
 
+class Blocks:
+    """What frames have, each kind in one array of all frames that is filled frame by frame: no clip lies in memory twice."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._blocks: dict[str, np.ndarray | None] = {}
+
+    def put(self, t: int, frame: Frame) -> None:
+        """Frame t; kinds that one frame lacks are given up."""
+        for name, array in frame.__dict__.items():
+            if array is None:
+                self._blocks[name] = None
+                continue
+            if name not in self._blocks:
+                self._blocks[name] = np.empty((self._count, *array.shape), array.dtype)
+            if (block := self._blocks[name]) is not None:
+                block[t] = array
+
+    def get(self, name: str) -> np.ndarray | None:
+        """T of them; None if a frame has none."""
+        return self._blocks[name]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Taken:
-    """The frames of a clip at its size, poses in the scene's world."""
+    """The frames of a clip at its size, poses in the scene's world, and what leads from each on."""
 
-    frames: list[Frame]
-    forward: list[Field | None]
-    backward: list[Field | None]
-    key_forward: list[Field | None]
-    """From key frame to key frame."""
-    key_backward: list[Field | None]
+    frames: Blocks
     scene_flow: list[Field | None]
     """To the next frame of the clip; of the last, back to the one before."""
     key_scene_flow: list[Field | None]
-
-    def z(self) -> Float32[np.ndarray, "T H W"]:
-        return np.stack([_given(frame.z) for frame in self.frames])
-
-    def world_from_cam(self) -> Float64[np.ndarray, "T 4 4"]:
-        return np.stack([_given(frame.world_from_cam) for frame in self.frames])
-
-    def intrinsics(self) -> Float64[np.ndarray, "T 4"]:
-        return np.stack([_given(frame.intrinsics) for frame in self.frames])
-
-    def has(self, name: str) -> bool:
-        """Whether every frame has it."""
-        return all(getattr(frame, name) is not None for frame in self.frames)
-
-
-def _given(array: np.ndarray | None) -> np.ndarray:
-    assert array is not None
-    return array
 
 
 def load(scene: Scene, span: Span, cut: Cut, source: str) -> AnnotatedClip:
@@ -101,10 +102,12 @@ def load(scene: Scene, span: Span, cut: Cut, source: str) -> AnnotatedClip:
     Raises ValueError that names the file for whatever cannot be read or is not plausible.
     """
     facts = scene.facts
-    taken = _take(scene, span.frames, cut)
+    taken, flows = _take(scene, span.frames, cut)
+    rgb, z = taken.frames.get("rgb"), taken.frames.get("z")
+    assert rgb is not None
     clip = AnnotatedClip(
         id=span.id,
-        rgb=np.stack([frame.rgb for frame in taken.frames]),
+        rgb=rgb,
         fps=span.fps,
         source=facts.uri,
         frames=span.frames,
@@ -112,21 +115,23 @@ def load(scene: Scene, span: Span, cut: Cut, source: str) -> AnnotatedClip:
         licence=facts.licence,
         scores=span.scores,
     )
-    if taken.has("z"):
-        z = taken.z()
+    if z is not None:
         clip = clip.with_(depth=Depth(z=z, valid=z > 0, metric=facts.metric, source=source))
-    if taken.has("world_from_cam") and taken.has("intrinsics"):
-        clip = clip.with_(cameras=_cameras(taken, facts.metric, source))
-    flows = given_flow.Given(taken.forward, taken.backward, taken.key_forward, taken.key_backward)
+    world_from_cam, intrinsics = taken.frames.get("world_from_cam"), taken.frames.get("intrinsics")
+    if world_from_cam is not None and intrinsics is not None:
+        clip = clip.with_(cameras=_cameras(world_from_cam, intrinsics, facts.metric, source))
     flows = flows.completed(clip, static=facts.static)
     return _with_motion(flows.laid_into(clip, source), taken, flows, scene, source)
 
 
-def _take(scene: Scene, numbers: Int64[np.ndarray, " T"], cut: Cut) -> Taken:
+def _take(scene: Scene, numbers: Int64[np.ndarray, " T"], cut: Cut) -> tuple[Taken, given_flow.Given]:
     """One frame at a time at the data set's size: all of a clip there would not fit into a worker."""
     facts = scene.facts
     fit = Fit(height=facts.height, width=facts.width, to_height=cut.height, to_width=cut.width)
-    taken = Taken(frames=[], forward=[], backward=[], key_forward=[], key_backward=[], scene_flow=[], key_scene_flow=[])
+    taken, flows = (
+        Taken(frames=Blocks(len(numbers)), scene_flow=[], key_scene_flow=[]),
+        given_flow.Given([], [], [], []),
+    )
     known = [int(number) for number in numbers]
     for t, number in enumerate(known):
         frame = scene.frame(number)
@@ -135,21 +140,26 @@ def _take(scene: Scene, numbers: Int64[np.ndarray, " T"], cut: Cut) -> Taken:
             raise ValueError(f"{facts.uri}: frame {number} is {found}, expected {facts.width} x {facts.height}")
 
         def fitted(field: Field | None, *, pixels: bool, z: np.ndarray | None = frame.z) -> Field | None:
-            return None if field is None else fit.field(field, z, pixels=pixels)
+            if field is None:
+                return None
+            if facts.static and not pixels:  # nothing moves: only where that is not known counts
+                valid = fit.nearest(field.valid)
+                return Field(values=np.broadcast_to(np.zeros(3, np.float32), (*valid.shape, 3)), valid=valid)
+            return fit.field(field, z, pixels=pixels)
 
         if t + 1 < len(known):
-            taken.forward.append(fitted(scene.flow(number, known[t + 1]), pixels=True))
+            flows.forward.append(fitted(scene.flow(number, known[t + 1]), pixels=True))
         if t > 0:
-            taken.backward.append(fitted(scene.flow(number, known[t - 1]), pixels=True))
+            flows.backward.append(fitted(scene.flow(number, known[t - 1]), pixels=True))
         other = known[t + 1] if t + 1 < len(known) else known[t - 1] if t else number
         taken.scene_flow.append(fitted(scene.scene_flow(number, other, frame), pixels=False))
         if t % KEY_STRIDE == 0 and t + KEY_STRIDE < len(known):
             taken.key_scene_flow.append(fitted(scene.scene_flow(number, known[t + KEY_STRIDE], frame), pixels=False))
-            taken.key_forward.append(fitted(scene.flow(number, known[t + KEY_STRIDE]), pixels=True))
+            flows.key_forward.append(fitted(scene.flow(number, known[t + KEY_STRIDE]), pixels=True))
         if t % KEY_STRIDE == 0 and t > 0:
-            taken.key_backward.append(fitted(scene.flow(number, known[t - KEY_STRIDE]), pixels=True))
-        taken.frames.append(_fitted(frame, fit))
-    return taken
+            flows.key_backward.append(fitted(scene.flow(number, known[t - KEY_STRIDE]), pixels=True))
+        taken.frames.put(t, _fitted(frame, fit))
+    return taken, flows
 
 
 def _fitted(frame: Frame, fit: Fit) -> Frame:
@@ -163,21 +173,22 @@ def _fitted(frame: Frame, fit: Fit) -> Frame:
     )
 
 
-def _cameras(taken: Taken, metric: bool, source: str) -> Cameras:
+def _cameras(
+    world_from_cam: Float64[np.ndarray, "T 4 4"], intrinsics: Float64[np.ndarray, "T 4"], metric: bool, source: str
+) -> Cameras:
     """In the world of the clip's first camera."""
-    world_from_cam = taken.world_from_cam()
     canonical = poses.inverse(world_from_cam[0]) @ world_from_cam
     canonical[0], canonical[:, 3] = np.eye(4), (0, 0, 0, 1)
-    return Cameras(world_from_cam=canonical, intrinsics=taken.intrinsics(), metric=metric, source=source)
+    return Cameras(world_from_cam=canonical, intrinsics=intrinsics, metric=metric, source=source)
 
 
 def _with_motion(
     clip: AnnotatedClip, taken: Taken, flows: given_flow.Given, scene: Scene, source: str
 ) -> AnnotatedClip:
     """Dynamic pixels by motion, never by what something is; scene flow where it is exact. Annotators complete the rest."""
-    instances = _ids(taken) if taken.has("instances") else None
-    sky = np.stack([_given(frame.sky) for frame in taken.frames]) if taken.has("sky") else None
-    first = taken.frames[0].world_from_cam
+    ids, sky, world_from_cam = (taken.frames.get(name) for name in ("instances", "sky", "world_from_cam"))
+    instances = None if ids is None else _ids(ids)
+    first = None if world_from_cam is None else world_from_cam[0]
     tracks = scene.tracks(clip.frames) if first is not None and clip.cameras is not None else None
     seen = None if tracks is None or first is None else movers.see(tracks, clip, first)
     if seen is not None and first is not None:
@@ -188,7 +199,7 @@ def _with_motion(
     if dynamic is None or first is None:
         return clip
     steps, keys = clip.shape[0] - 1, (clip.shape[0] - 1) // KEY_STRIDE
-    fields, key_fields = taken.scene_flow[:steps], taken.key_scene_flow
+    fields, key_fields = taken.scene_flow, taken.key_scene_flow
     if seen is not None and clip.depth is not None:
         fields, key_fields = (movers.sparse(clip, seen, instances, stride) for stride in (1, KEY_STRIDE))
     turn = first[:3, :3].T
@@ -225,7 +236,7 @@ def _tracks(seen: movers.Seen, world_from_first: Float64[np.ndarray, "4 4"], mos
 
 
 def _canonical(
-    fields: Sequence[Field | None],
+    fields: list[Field | None],
     dynamic: Bool[np.ndarray, "P H W"],
     turn: Float64[np.ndarray, "3 3"],
     clip: AnnotatedClip,
@@ -235,13 +246,14 @@ def _canonical(
 ) -> tuple[Float32[np.ndarray, "P H W 3"], Bool[np.ndarray, "P H W"]]:
     """Along the axes of the clip's first camera; exactly 0, and known wherever depth is, on what stands still.
 
-    In a `still` scene, a field only says of which pixels that is not known.
+    In a `still` scene, a field only says of which pixels that is not known. Fields are let go as they are laid in.
     """
     vectors = np.zeros((*dynamic.shape, 3), np.float32)
     valid = ~dynamic
     if clip.depth is not None:
         valid &= clip.depth.valid[0 : len(dynamic) * stride : stride]
-    for p, field in enumerate(fields):
+    for p in range(len(dynamic)):
+        field, fields[p] = fields[p], None
         if field is not None and still:
             valid[p] &= field.valid
         elif field is not None:
@@ -251,14 +263,14 @@ def _canonical(
     return vectors, valid
 
 
-def _ids(taken: Taken) -> Int32[np.ndarray, "T H W"]:
+def _ids(ids: Int32[np.ndarray, "T H W"]) -> Int32[np.ndarray, "T H W"]:
     """Numbered 1, 2, ... in the order of the data set's numbers; 0 stays 0."""
-    ids = np.stack([_given(frame.instances) for frame in taken.frames])
     assert ids.min(initial=0) == 0, "ids are not negative"
     if ids.max() >= 1 << 24:  # more than colors: no table
         _, places = np.unique(np.concatenate(([0], ids.ravel())), return_inverse=True)
         return places[1:].reshape(ids.shape).astype(np.int32)
     there = np.zeros(int(ids.max()) + 1, bool)
-    there[ids] = True
+    for frame in ids:
+        there[frame] = True
     there[0] = False
-    return (np.cumsum(there, dtype=np.int32) * there)[ids]
+    return looked_up(np.cumsum(there, dtype=np.int32) * there, ids)

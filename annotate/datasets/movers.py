@@ -77,8 +77,18 @@ def moving(
     def moves(where: Bool[np.ndarray, "T H W"]) -> bool:
         return _flows_oddly(where, odd, flows.forward) or _left(clip, where)
 
-    numbers = [int(i) for i in np.unique(instances[instances > 0])]
-    return np.isin(instances, [i for i in numbers if (told[i] if i in told else moves(instances == i))])
+    able = np.zeros(int(instances.max(initial=0)) + 1, bool)
+    for number in range(1, len(able)):
+        able[number] = told[number] if number in told else moves(instances == number)
+    return looked_up(able, instances)
+
+
+def looked_up(table: np.ndarray, ids: Int32[np.ndarray, "T H W"]) -> np.ndarray:
+    """The table's values of all ids, frame by frame: indexing with a whole clip would copy it to 64 bits."""
+    found = np.empty(ids.shape, table.dtype)
+    for t, frame in enumerate(ids):
+        found[t] = table[frame]
+    return found
 
 
 def _flows_oddly(
@@ -123,7 +133,7 @@ def _by_scene_flow(
         if fields[-1] is None and len(forward) and (last := forward[-1]) is not None and clip.depth is not None:
             dynamic[-1] = _carried(clip, last, dynamic[-2])
         return dynamic
-    for number in np.unique(instances[instances > 0]):
+    for number in range(1, int(instances.max(initial=0)) + 1):
         where = instances == number
         known = np.stack(
             [w & field.valid if field is not None else np.zeros_like(w) for w, field in zip(where, fields)]
@@ -162,6 +172,7 @@ def _odd(clip: AnnotatedClip, field: Field, t: int, other: int) -> Bool[np.ndarr
     """Clearly more than the best quarter of the pixels, which stands still, and more than rounding."""
     still, known = (both[0] for both in given_flow.rigid(clip, np.array([t]), np.array([other])))
     known &= field.valid
+    still = given_flow.bounded(still)
     if not known.any():
         return known
     off = np.linalg.norm(field.values - still, axis=-1)
@@ -191,7 +202,9 @@ def _by_tracks(instances: Int32[np.ndarray, "T H W"], seen: Seen) -> dict[int, b
     return told
 
 
-def sparse(clip: AnnotatedClip, seen: Seen, instances: Int32[np.ndarray, "T H W"] | None, stride: int) -> list[Field]:
+def sparse(
+    clip: AnnotatedClip, seen: Seen, instances: Int32[np.ndarray, "T H W"] | None, stride: int
+) -> list[Field | None]:
     """Scene flow at pixels that visible tracks lie on, from frame 0, stride, ... to the next, where depth agrees with them.
 
     Not at silhouettes: the track that falls into a pixel there may be of the surface beside the one that its centre shows.
@@ -199,7 +212,7 @@ def sparse(clip: AnnotatedClip, seen: Seen, instances: Int32[np.ndarray, "T H W"
     assert clip.depth is not None
     row, column = seen.pixels
     inner = None if instances is None else np.stack([_inner(ids) for ids in instances])
-    fields = []
+    fields: list[Field | None] = []
     for a in range(0, clip.shape[0] - stride, stride):
         z = clip.depth.z[a][row[a], column[a]]
         good = seen.inside[a] & seen.tracks.valid[a + stride] & (np.abs(z - seen.places[a, :, 2]) < AGREEMENT * z)

@@ -9,7 +9,7 @@ import ctypes.util
 import importlib.util
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -84,6 +84,12 @@ class MujocoRgb(Mujoco):
     """The same scenes as plain pictures: annotate both, and compare."""
 
     kind: Literal["mujoco_rgb"] = "mujoco_rgb"  # pyright: ignore[reportIncompatibleVariableOverride]
+    about: ClassVar[About] = replace(
+        Mujoco.about,
+        title="MuJoCo, pictures alone",
+        layout="mujoco_rgb:COUNT or mujoco_rgb:FIRST-LAST",
+        brings="the pictures of mujoco's scenes and no truth: annotators are measured on them (evaluate labels)",
+    )
     truth: bool = False
 
 

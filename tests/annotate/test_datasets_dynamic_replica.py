@@ -1,5 +1,7 @@
 """Dynamic Replica: half floats in PNGs, PyTorch3D's cameras, flow of double width."""
 
+import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from miniatures import drawing, imported
 from miniatures import dynamic_replica as miniature
 
-from annotate.datasets import selfcheck
+from annotate.datasets import reading, selfcheck
 from annotate.datasets.dynamic_replica import DynamicReplica, camera_of
 from annotate.flow.dis import Dis
 from annotate.motion import Motion
@@ -75,6 +77,21 @@ def test_both_cameras_are_scenes(tmp_path: Path) -> None:
     assert uris == [f"{folder}/000001-3_obj_left", f"{folder}/000001-3_obj_right"]
     assert list(DynamicReplica().scenes(str(folder))) == uris
     assert DynamicReplica().open(uris[1]).tracks(np.arange(3)) is None
+
+
+def test_an_index_is_read_once_for_all_of_its_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 145,200 frames takes seconds; one that is written anew is read anew."""
+    miniature.write(tmp_path)
+    reads = []
+    read = reading.gzipped_items
+    monkeypatch.setattr(reading, "gzipped_items", lambda uri: reads.append(uri) or read(uri))
+    uris = list(DynamicReplica().scenes(str(tmp_path)))
+    assert [len(DynamicReplica().open(uri).facts.shots[0]) for uri in uris] == [drawing.FRAMES] * 2
+    assert len(reads) == 1
+    index = next(tmp_path.rglob("*.jgz"))
+    frames = [frame for frame in json.loads(gzip.decompress(index.read_bytes())) if frame["frame_number"] != 4]
+    drawing.jgz(index, frames)
+    assert [len(DynamicReplica().open(uri).facts.shots[0]) for uri in uris] == [drawing.FRAMES - 1] * 2
 
 
 def test_flow_with_its_halves_swapped_is_refused_with_the_figure(tmp_path: Path) -> None:

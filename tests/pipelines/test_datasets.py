@@ -79,19 +79,34 @@ def test_a_data_set_goes_through_the_whole_command(tmp_path: Path) -> None:
     assert rows["annotated"]["metric"]
 
 
-def test_a_bucket_is_read_as_a_folder_is(tmp_path: Path, bucket: str) -> None:
-    point_odyssey.write(tmp_path / "po")
-    for path in sorted((tmp_path / "po").rglob("*")):
+@pytest.mark.parametrize("kind", ["pointodyssey", "dynamic_replica", "spatialvid", "spring", "realestate10k"])
+def test_a_bucket_is_read_as_a_folder_is(tmp_path: Path, bucket: str, kind: str) -> None:
+    """Pictures and an npz that is streamed; a gzipped index and torch files; a video and a zip; HDF5; text."""
+    WRITERS[kind](tmp_path / "data")
+    for path in sorted((tmp_path / "data").rglob("*")):
         if path.is_file():
             files.write_whole(f"{bucket}/{path.relative_to(tmp_path)}", path.read_bytes())
     loaded: list[AnnotatedClip] = []
-    for root in (str(tmp_path / "po"), f"{bucket}/po"):
-        (entry,) = sources.entries(f"pointodyssey:{root}")
-        supplier = work.supplier("pointodyssey", _recipe("pointodyssey"))
+    for root in (str(tmp_path / "data"), f"{bucket}/data"):
+        entry = next(iter(sources.entries(f"{kind}:{root}")))
+        supplier = work.supplier(kind, _recipe(kind))
         supplier.cut({"uri": entry.uri, "dataset": entry.dataset, "licence": "", "caption": ""}, f"{tmp_path}/a.json")
         loaded.append(supplier.load(f"{tmp_path}/a.json", 0))
-    np.testing.assert_array_equal(loaded[0].depth.z, loaded[1].depth.z)
-    np.testing.assert_array_equal(loaded[0].motion.scene_flow, loaded[1].motion.scene_flow)
+    here, there = loaded
+    np.testing.assert_array_equal(here.rgb, there.rgb)
+    np.testing.assert_array_equal(here.cameras.world_from_cam, there.cameras.world_from_cam)
+    if kind != "realestate10k":
+        np.testing.assert_array_equal(here.depth.z, there.depth.z)
+        np.testing.assert_array_equal(here.motion.scene_flow, there.motion.scene_flow)
+        np.testing.assert_array_equal(here.motion.dynamic, there.motion.dynamic)
+
+
+def test_all_miniatures_together_are_small(tmp_path: Path) -> None:
+    for kind, write in WRITERS.items():
+        write(tmp_path / kind)
+    sizes = {kind: sum(p.stat().st_size for p in (tmp_path / kind).rglob("*") if p.is_file()) for kind in WRITERS}
+    assert min(sizes.values()) > 5_000
+    assert sum(sizes.values()) < 2_000_000, sizes
 
 
 def test_how_a_source_names_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
