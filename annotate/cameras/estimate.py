@@ -133,7 +133,7 @@ def bent(views: Views, found: Solved) -> focal.Profile:
     assert found.profile is not None
     problem = epipolar.weighted(views.raw, found.static)
     shift = focal.lens_shift(problem, found.state, found.fit, views.focal_prior)
-    return replace(found.profile, lens_shift=shift)
+    return replace(found.profile, least=shift)
 
 
 def _starts(views: Views, known_focal: float | None) -> Iterator[tuple[State, Fit]]:
@@ -300,7 +300,7 @@ def doubts(
     """The flags of a moving camera, and how much of what is static one plane explains."""
     motion = degenerate.motion_flag(evidence)
     plane_share = epipolar.plane_share(views.raw.only(degenerate.far(views.raw)), solved.static)
-    lens = solved.profile is not None and solved.profile.lens_shift > focal.LENS_SHIFT
+    lens = solved.profile is not None and solved.profile.least > focal.LENS_SHIFT
     doubtful = weak or (not focal_known and (lens or degenerate.is_plane(plane_share)))
     flags = ([motion] if motion else []) + ["focal_weak"] * doubtful + degenerate.fit_flags(evidence)
     return tuple(flags), plane_share

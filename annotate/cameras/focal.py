@@ -28,8 +28,8 @@ class Profile:
     above: float
     noise_ratio: float
     """Noise of the residuals over the σ of the cost, which has a floor."""
-    lens_shift: float = 0.0
-    """The relative change of f with a lens that bends lines, where that fits better."""
+    least: float = 0.0
+    """The relative change of f when something else changes: a lens that bends lines instead, or nothing but that f is let go."""
 
     @property
     def lift(self) -> float:
@@ -40,11 +40,11 @@ class Profile:
     def rel_ci(self) -> float:
         """The relative change of f that lifts the cost by 0.01, less where the flow is better than the cost's σ; at most 1.
 
-        Not less than another lens would change it.
+        Not less than `least`.
         """
         bend = (self.below + self.above - 2 * self.here) / (2 * PUSH**2)
         width = min(math.sqrt(0.01 / bend) * min(self.noise_ratio, 1.0), 1.0) if bend > 0 else 1.0
-        return max(width, self.lens_shift)
+        return max(width, self.least)
 
 
 def profile(problem: Problem, state: State, fit: Fit) -> Profile:

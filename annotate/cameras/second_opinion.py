@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float64, UInt8
 
 from annotate.cameras import bundle, degenerate, epipolar, estimate, focal, start
 from annotate.cameras.bundle import Solve, State
-from annotate.cameras.estimate import Views
+from annotate.cameras.estimate import Solved, Views
 from annotate.depth import triangulate
 from annotate.flow.pairs import PairFlows
 from shared.clip import Cameras
@@ -113,19 +113,28 @@ def judged(views: Views, cameras: Cameras) -> Verdict:
     problem = epipolar.weighted(views.raw, solved.static)
     state, fit = bundle.solve(problem, state, replace(how, iterations=15))
     solved = estimate.explained(views, state, fit)
-    bent = focal.profile(epipolar.weighted(views.raw, solved.static), state, fit)
+    profile = _profile(views, solved)
     evidence = estimate.weigh(views, _turned(views, state), state, fit)
     given = cameras.focal_source == "given"
-    weak = not given and focal.is_weak(state, views.raw, fit, bent)
+    weak = not given and focal.is_weak(state, views.raw, fit, profile)
     flags, _ = estimate.doubts(views, solved, evidence, given, weak)
     return Verdict(
-        cameras=replace(cameras, degenerate=",".join(flags) or None, focal_rel_ci=None if given else bent.rel_ci),
+        cameras=replace(cameras, degenerate=",".join(flags) or None, focal_rel_ci=None if given else profile.rel_ci),
         valid=float(found.valid.mean()),
         area=solved.area,
         sigma_px=fit.sigma_px,
-        rel_ci=bent.rel_ci,
+        rel_ci=profile.rel_ci,
         dynamic=found.dynamic,
     )
+
+
+def _profile(views: Views, solved: Solved) -> focal.Profile:
+    """Of the given focal length, no surer than where it goes when it is let go."""
+    problem = epipolar.weighted(views.raw, solved.static)
+    how = Solve(iterations=8, focal=True, focal_prior=views.focal_prior, smoothing=estimate.LITTLE)
+    loose, _ = bundle.solve(problem, solved.state, how)
+    drift = abs(loose.focal / solved.state.focal - 1)
+    return replace(focal.profile(problem, solved.state, solved.fit), least=drift)
 
 
 def is_better(theirs: Verdict, ours: Verdict) -> bool:

@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 import pytest
 import scene
+from test_multiview import SIZE, TrueFlow
 
-from annotate.cameras import keyframes, second_opinion
-from annotate.cameras.flow_ba import FlowBA, _FlowBA
+from annotate.cameras import estimate, keyframes, second_opinion
+from annotate.cameras.flow_ba import FlowBA, _FlowBA, to_cameras
 from annotate.cameras.second_opinion import Mapped, Verdict
 from annotate.flow.dis import Dis
 from annotate.flow.pairs import PairFlows
@@ -156,6 +157,22 @@ def test_the_knob_decides_who_is_asked(
     for flags in (None, "low_parallax", "static_camera"):
         _FlowBA(knobs)._second(replace(truth.cameras, degenerate=flags), PairFlows(truth.rgb, Dis().load()))
     assert seen == asked
+
+
+def test_other_cameras_of_a_wrong_focal_length_are_flagged() -> None:
+    """However well they fit: let go, their focal length leaves."""
+    truth = scene.clip("orbit", seed=0, **SIZE)
+    views = estimate.look(PairFlows(truth.rgb, TrueFlow("orbit")))
+    assert truth.cameras is not None
+    right = replace(truth.cameras, focal_source="self_calibrated")
+    found = estimate.estimate(views.pairs, 1.2 * SIZE["focal"])
+    wrong = replace(to_cameras(found, views.pairs.size, "wrong"), focal_source="self_calibrated")
+    verdict = second_opinion.judged(views, right)
+    assert verdict.cameras.degenerate is None
+    assert verdict.rel_ci < 0.05
+    off = second_opinion.judged(views, wrong)
+    assert "focal_weak" in (off.cameras.degenerate or "")
+    assert not second_opinion.is_better(off, verdict)
 
 
 @pytest.mark.parametrize(
