@@ -91,6 +91,8 @@ def observe(clips: Iterable[AnnotatedClip], seed: int = 0) -> Observations:
     for number, clip in enumerate(clips):
         if None in (clip.depth, clip.cameras, clip.flow, clip.motion):
             raise ValueError(f"{clip.id}: calibration asks for true depth, cameras, flow and motion")
+        if clip.depth is not None and not clip.depth.valid.any():
+            raise ValueError(f"{clip.id}: no pixel has a depth, calibration asks for true ones")
         found.true.append(measure.scores(clip))
         found.sources.append(clip.source)
         for place, corruption in enumerate(CORRUPTIONS):

@@ -13,7 +13,10 @@ from shared import files
 def curate(
     out: str, recipe: CurateRecipe, *, dry_run: bool = False, explain: str | None = None, materialize: str | None = None
 ) -> Summary | None:
-    """Select, write the report and print the funnel; with `explain`, print one clip's verdicts instead and change nothing."""
+    """Select, write the report and print the funnel; with `explain`, print one clip's verdicts instead and change nothing.
+
+    Raises ValueError, after the report is written, if no clip is kept.
+    """
     if explain is not None:
         print(explain_clip(out, explain, recipe))
         return None
@@ -21,7 +24,10 @@ def curate(
     print("\n".join(summary.lines()))
     if dry_run:
         return summary
-    print(write_report(out, summary, recipe))
+    page = write_report(out, summary, recipe)
+    print(page)
+    if not summary.kept:
+        raise ValueError(f"{out}: none of {summary.status['annotated']} annotated clips is kept; {page} says why")
     if materialize is not None:
         print(f"{pack_kept(out, materialize)} clips packed into {files.join(materialize, 'shards')}")
     return summary

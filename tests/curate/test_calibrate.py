@@ -1,5 +1,7 @@
 """Calibration on made-up scores whose bounds are known, and on two real clips."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scene
@@ -82,3 +84,10 @@ def test_clips_without_truth_are_refused() -> None:
         calibrate.observe([])
     with pytest.raises(ValueError, match="asks for true depth"):
         calibrate.observe([scene.tiny().with_(depth=None)])
+
+
+def test_a_clip_without_any_depth_is_refused_by_name() -> None:
+    clip = scene.tiny("orbit")
+    nothing = replace(clip.depth, valid=np.zeros_like(clip.depth.valid), z=np.zeros_like(clip.depth.z))
+    with pytest.raises(ValueError, match=f"{clip.id}: no pixel has a depth"):
+        calibrate.observe([clip.with_(depth=nothing)])

@@ -131,3 +131,10 @@ def test_kept_clips_are_packed_byte_for_byte(out: str, tmp_path: Path) -> None:
     assert read_selection(dest).num_rows == 3
     with pytest.raises(ValueError, match="holds shards already"):
         materialize(out, dest)
+
+
+def test_a_run_of_which_nothing_is_kept_fails_and_has_its_page(out: str) -> None:
+    with pytest.raises(ValueError, match=r"none of \d+ annotated clips is kept; .*index\.html says why"):
+        curation.curate(out, curate_recipe(ALL, ["min_frames=1000", "report.pictures=0"]))
+    assert "min_frames" in Path(out, "report", "index.html").read_text()
+    assert curation.curate(out, curate_recipe(ALL, ["min_frames=1000"]), dry_run=True).kept == 0
