@@ -71,6 +71,21 @@ def test_a_depth_map_that_cannot_be_read_keeps_its_place(tmp_path: Path) -> None
     assert clip.depth.valid.any(axis=(1, 2)).tolist() == [True, True, False, True, True]
 
 
+def test_depth_that_the_data_set_clips_is_not_known(tmp_path: Path) -> None:
+    """Nearer than 1 mm, farther than 100 m; inverse depth of nothing is 0 or not a number."""
+    uri = str(miniature.write(tmp_path))
+    inverse = np.full((96, 128), 0.2, np.float16)
+    inverse[0, :5] = 2000, 0.005, 0.0099, 0, np.nan
+    with zipfile.ZipFile(next(tmp_path.rglob("*.zip")), "w") as file:
+        drawing.exr(tmp_path / "part.exr", {"Z": inverse})
+        for k in range(drawing.FRAMES):
+            file.write(tmp_path / "part.exr", f"{k:05d}.exr")
+    depth = _clip(uri, 30.0, drawing.FRAMES).depth
+    assert not depth.valid[:, 0, :5].any()
+    assert depth.valid[:, 0, 5:].all()
+    assert not depth.z[~depth.valid].any()
+
+
 def test_depth_maps_that_only_a_library_reads_are_not_left_out_without_a_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """The importers against a second writer of every layout, made from the documentation by someone who had not read the first."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,6 +190,14 @@ def test_a_scene_that_fails_its_check_stands_between_two_that_are_imported(tmp_p
     }
     assert "if its poses are inverted" in rows["second"]["reason"]
     assert "%" in rows["second"]["reason"]
+
+
+def test_every_trap_names_tests_that_there_are() -> None:
+    root = Path(__file__).parents[2]
+    named = set(re.findall(r"`(test_\w+)`", (root / "docs" / "datasets.md").read_text()))
+    written = "\n".join(path.read_text() for path in (root / "tests").rglob("test_*.py"))
+    assert len(named) > 15
+    assert not {name for name in named if f"def {name}(" not in written}
 
 
 def test_one_missing_frame_is_called_a_gap_and_does_not_slow_the_scene_down(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Trees as other people may write or unpack them: the same truth in files that differ in what the layouts leave open."""
 
+import gzip
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -262,6 +264,70 @@ def _overwrite(path: Path, values: np.ndarray) -> None:
     with h5py.File(path, "r+") as file:
         (key,) = file
         file[key][...] = values.astype(np.float32)
+
+
+def _column(path: Path, column: int, header: bool, sep: str | None = None) -> None:
+    """Frame t's numbers from this column on (fx, fy) times 1 + t / 10."""
+    lines = [line.split(sep) for line in path.read_text().splitlines()]
+    for t, words in enumerate(lines[header:]):
+        words[column : column + 2] = [repr(float(word) * (1 + t / 10)) for word in words[column : column + 2]]
+    path.write_text("\n".join((sep or " ").join(words) for words in lines) + "\n")
+
+
+def _zoomed(kind: str, root: Path) -> None:
+    """Each frame has another focal length than the one before."""
+    zoom = 1 + np.arange(MINI.num_frames) / 10
+    if kind == "pointodyssey":
+        scale = np.array([[[z, 1, 1], [1, z, 1], [1, 1, 1]] for z in zoom])
+        _arrays(root, lambda a: a | {"intrinsics": a["intrinsics"] * scale})
+    elif kind == "bedlam":
+        path = next(root.rglob("*_camera.csv"))
+        lines = [line.split(",") for line in path.read_text().splitlines()]
+        for t, words in enumerate(lines[1:]):
+            words[7] = str(float(words[7]) * zoom[t])
+        path.write_text("\n".join(map(",".join, lines)) + "\n")
+    elif kind == "dynamic_replica":
+        path = next(root.rglob("*.jgz"))
+        frames = json.loads(gzip.decompress(path.read_bytes()))
+        for frame in frames:
+            view = frame["viewpoint"]
+            view["focal_length"] = [f * zoom[frame["frame_number"]] for f in view["focal_length"]]
+        path.write_bytes(gzip.compress(json.dumps(frames).encode()))
+    elif kind == "omniworld":
+        path = next(root.rglob("camera/split_0.json"))
+        told = json.loads(path.read_text())
+        path.write_text(json.dumps(told | {"focals": (np.array(told["focals"]) * zoom).tolist()}))
+    elif kind == "sintel":
+        for t, path in enumerate(sorted(root.rglob("*.cam"))):
+            data = path.read_bytes()
+            k = np.frombuffer(data, "<f8", count=9, offset=4).reshape(3, 3).copy()
+            k[[0, 1], [0, 1]] *= zoom[t]
+            path.write_bytes(data[:4] + k.tobytes() + data[76:])
+    elif kind == "virtual_kitti2":
+        path = next(root.rglob("intrinsic.txt"))
+        path.write_text("\n".join(line for line in path.read_text().splitlines() if line.split()[1] != "1") + "\n")
+        _column(path, 2, header=True)
+    else:
+        path, column = {
+            "spring": (root / "train/0001/cam_data/intrinsics.txt", 0),
+            "realestate10k": (next(root.rglob("*.txt")), 1),
+        }[kind]
+        _column(path, column, header=kind == "realestate10k")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["pointodyssey", "bedlam", "dynamic_replica", "omniworld", "spring", "virtual_kitti2", "sintel", "realestate10k"],
+)
+def test_every_frame_has_its_own_focal_length(kind: str, tmp_path: Path) -> None:
+    write, _, world = WRITERS[kind]
+    write(tmp_path, world)
+    _zoomed(kind, tmp_path)
+    scene = DATASETS[kind].open(next(iter(DATASETS[kind].scenes(str(tmp_path)))))
+    found = np.stack([scene.frame(int(number)).intrinsics for number in scene.facts.shots[0]])
+    expected = world.focal * (1 + np.arange(world.num_frames) / 10)
+    np.testing.assert_allclose(found[:, :2], np.stack((expected, expected), axis=1), rtol=1e-6)
+    np.testing.assert_allclose(found[:, 2:], np.tile(world.intrinsics[2:], (world.num_frames, 1)), rtol=1e-6)
 
 
 def test_spring_without_a_way_back_knows_what_moves_in_the_last_frame(tmp_path: Path) -> None:
