@@ -86,8 +86,11 @@ class CurateRecipe(Knobs):
 
     @model_validator(mode="after")
     def _limits_exist(self) -> "CurateRecipe":
-        for entry in self.per_source:
-            checks_for(self.checks, entry)
+        for place, entry in enumerate(self.per_source):
+            try:
+                checks_for(self.checks, entry)
+            except ValueError as error:
+                raise ValueError(f"per_source.{place}.set: {str(error).removeprefix('recipe: ')}") from None
         return self
 
 

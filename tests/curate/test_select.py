@@ -116,7 +116,7 @@ def test_limits_differ_by_source(tmp_path: Path) -> None:
     out = write(tmp_path, rows)
     select.curate(out, recipe)
     assert {name for name, r in selected(out).items() if r["keep"]} == {"b", "c"}
-    with pytest.raises(ValueError, match=r"unknown knob rigid_flow\.px"):
+    with pytest.raises(ValueError, match=r"^recipe: per_source\.0\.set: unknown knob rigid_flow\.px"):
         curate_recipe({"per_source": [{"set": {"rigid_flow.px.fail_above": 4}}]}, [])
 
 
