@@ -141,9 +141,12 @@ def _curves(records: list[Record]) -> dict[str, dict[str, list[tuple[int, float]
 
 
 def _smooth(values: tuple[float, ...]) -> list[float]:
-    smooth: list[float] = []
+    """An exponential mean over a tenth of the curve at most: a short one would hang on its first value, far above the rest."""
+    kept = min(SMOOTHING, 1 - min(1.0, 10 / len(values)))
+    smooth, weight, total = list[float](), 0.0, 0.0
     for value in values:
-        smooth.append(SMOOTHING * smooth[-1] + (1 - SMOOTHING) * value if smooth else value)
+        total, weight = kept * total + value, kept * weight + 1
+        smooth.append(total / weight)
     return smooth
 
 

@@ -6,7 +6,7 @@ import cv2
 import pytest
 import torch
 
-from train.log import Log, Sums, drop_after, plot, read
+from train.log import Log, Sums, _smooth, drop_after, plot, read
 from train.recipe import Logging
 
 QUIET = Logging(bar=False, tensorboard=False)
@@ -84,3 +84,12 @@ def test_sums_stay_on_their_device_until_taken():
 def test_wandb_without_wandb_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="pip install wandb"):
         Log(tmp_path, Logging(bar=False, wandb="project"), first_step=0, last_step=1, writes=True)
+
+
+def test_a_smoothed_curve_does_not_hang_on_its_first_value():
+    assert _smooth((9.0, 1.0, 2.0)) == [9.0, 1.0, 2.0]  # too short to smooth
+    falling = (100.0, *[1.0] * 60)
+    assert _smooth(falling)[20] < 1.01 * 100 / 20
+    assert _smooth((3.0,) * 500) == pytest.approx([3.0] * 500)
+    ripple = tuple(1.0 + (-1) ** i * 0.5 for i in range(500))
+    assert _smooth(ripple)[-1] == pytest.approx(1, abs=0.05)
