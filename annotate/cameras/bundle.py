@@ -9,6 +9,7 @@ because that is what the update acts on. Pixels are corner-origin.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -276,25 +277,49 @@ def _both_poses(turn: Float[Tensor, "E 6 6"]) -> Float[Tensor, "E 7 13"]:
 
 
 def solve_step(
-    normal: Normal, columns: Int[Tensor, " F"], damping: float, depths: bool = True
+    normal: Normal,
+    columns: Int[Tensor, " F"],
+    damping: float,
+    depths: bool = True,
+    touched: Sequence[Int[Tensor, " c"]] | None = None,
 ) -> tuple[Float[Tensor, " M"], Float[Tensor, "K N"], Float[Tensor, "F F"]]:
-    """The step of the free columns and of the depths, and the system it came from (M = B - Σ EᵀE/C)."""
+    """The step of the free columns and of the depths, and the system it came from (M = B - Σ EᵀE/C).
+
+    `touched`, of each keyframe: which of the free columns its depths are mixed with (`mixed_with`); None: any.
+    """
     camera, gradient = normal.camera[columns][:, columns], normal.gradient[columns]
-    diagonal = camera.diagonal()
+    diagonal = camera.diagonal().clone()
+    blocks = []
     if depths:
-        mixed = normal.mixed[columns].flatten(1)
-        scaled = mixed / normal.depth.flatten()
-        camera = camera - scaled @ mixed.T
-        gradient = gradient - scaled @ normal.depth_gradient.flatten()
+        everything = torch.arange(len(columns), device=columns.device)
+        for k, depth in enumerate(normal.depth):
+            at = everything if touched is None else touched[k]
+            mixed = normal.mixed[columns[at], k]
+            scaled = mixed / depth
+            camera[at[:, None], at] -= scaled @ mixed.T
+            gradient[at] -= scaled @ normal.depth_gradient[k]
+            blocks.append((at, mixed))
     system = camera + torch.diag(damping * diagonal.clamp(min=1e-3) + 1e-6)
     free = torch.linalg.solve_ex(system, gradient)[0]
     step = normal.gradient.new_zeros(len(normal.gradient))
     step[columns] = free.nan_to_num()
     depth_step = torch.zeros_like(normal.depth_gradient)
     if depths:
-        back = (free @ normal.mixed[columns].flatten(1)).view_as(normal.depth)
+        back = torch.stack([free[at] @ mixed for at, mixed in blocks])
         depth_step = (normal.depth_gradient - back) / normal.depth
     return step, depth_step, system
+
+
+def mixed_with(edges: Int[Tensor, "E 2"], num_keys: int, columns: Int[Tensor, " F"]) -> list[Int[Tensor, " c"]]:
+    """Of each keyframe, the places among the free columns of its own pose, of those that it has edges to, and of ln f.
+
+    With 29 keyframes a sixth of all: the elimination of depths took a quarter of the time.
+    """
+    reached = torch.eye(num_keys + 1, dtype=torch.bool)
+    reached[edges[:, 0].cpu(), edges[:, 1].cpu()] = True
+    reached[:, -1] = True
+    pose = columns.cpu() // 6  # the last column, of ln f, alone belongs to no keyframe
+    return [reached[k, pose].nonzero()[:, 0].to(columns.device) for k in range(num_keys)]
 
 
 def neighbor_mean(d: Float[Tensor, "K N"], grid: tuple[int, int]) -> Float[Tensor, "K N"]:
@@ -306,6 +331,7 @@ def neighbor_mean(d: Float[Tensor, "K N"], grid: tuple[int, int]) -> Float[Tenso
 def solve(problem: Problem, state: State, how: Solve) -> tuple[State, Fit]:
     """Iteratively reweighted Gauss-Newton until the robust cost changes by less than the tolerance."""
     columns = _free_columns(len(state.rotation), how).to(problem.edges.device)
+    touched = mixed_with(problem.edges, len(state.rotation), columns)
     sigma = how.sigma_px or noise_scale(problem, state, how.min_sigma_px)
     last, system = cost(problem, state, sigma), None
     for iteration in range(how.iterations):
@@ -314,7 +340,7 @@ def solve(problem: Problem, state: State, how: Solve) -> tuple[State, Fit]:
             last, sigma = (last if renewed == sigma else cost(problem, state, renewed)), renewed
         normal = normal_equations(problem, state, sigma)
         normal = _regularized(normal, problem, state, how)
-        step, depth_step, system = solve_step(normal, columns, how.damping, how.depths)
+        step, depth_step, system = solve_step(normal, columns, how.damping, how.depths, touched)
         state = _moved(state, step, depth_step, how)
         now = cost(problem, state, sigma)
         if abs(last - now) < how.tolerance * last:

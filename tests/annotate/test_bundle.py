@@ -101,6 +101,19 @@ def test_eliminating_depths_gives_the_step_of_the_full_system(problem: Problem, 
     assert (step[:6] == 0).all()
 
 
+def test_depths_are_mixed_only_with_what_they_see(problem: Problem, state: State) -> None:
+    """A chain of keyframes: leaving out columns of keyframes without an edge changes nothing, and some are left out."""
+    chain = replace(problem.only(torch.tensor([True, True, True, True, False, False])))
+    normal = bundle.normal_equations(chain, state, 0.3)
+    normal = replace(normal, depth=normal.depth + 1e-3)
+    columns = torch.arange(6, 19)
+    touched = bundle.mixed_with(chain.edges, 3, columns)
+    assert [len(places) for places in touched] == [7, 13, 13]
+    fast, plain = (bundle.solve_step(normal, columns, 1e-6, touched=which) for which in (touched, None))
+    for one, other in zip(fast, plain, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_solving_finds_the_cameras_that_made_the_flow(problem: Problem, state: State) -> None:
     seen = problem.target + bundle.predict(problem, state)[0].mT * -1
     exact = Problem(**{**vars(problem), "target": seen})
