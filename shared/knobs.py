@@ -96,7 +96,7 @@ def _sentence(model: type[Knobs], tree: dict[str, Any], error: ValidationError) 
     shown = f", found {found!r}" if not isinstance(found, dict | BaseModel) else ""
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "value_error":  # a model's own sentence
-        said = str(first["ctx"]["error"])
+        said = str(first.get("ctx", {}).get("error"))
         return f"{said if path == 'the recipe' else f'{path}: {said}'}{shown}{more}"
     return f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}{shown}{more}"
 
