@@ -1,10 +1,12 @@
 """Whether a still world explains the pictures, where flow is in doubt: it drags the background along with a mover, follows moving
 shadows, and loses what is fast. There, frames are compared through the cameras at the depths that a still point could have.
 
-Zero-mean normalized correlation of small windows ignores the brightness that a shadow changes. Nodes are those of the half grid.
+Zero-mean normalized correlation of small windows ignores the brightness that a shadow changes, but not the shadow's rim; colors at
+equal brightness know of no rim. The better of both counts. Nodes are those of the half grid.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -16,6 +18,8 @@ WINDOW = 5
 """Side of the windows that are compared, in nodes."""
 NOISE_VARIANCE = 9.0
 """Of grey levels; windows with less texture than that agree with anything."""
+DARK = 16.0
+"""Grey levels added to the brightness that colors are divided by: they are noise in the dark."""
 OFFSETS = (2, 4, 8)
 """Frames away, to both sides: near ones for what is soon hidden, far ones for what is slow."""
 OUTSIDE = -2.0
@@ -24,16 +28,32 @@ REACH = 21
 """Nodes within which the farthest depth around may be that of the background."""
 
 
-def halved(rgb: UInt8[np.ndarray, "T H W 3"], grid: tuple[int, int]) -> list[Float32[np.ndarray, "h w"]]:
-    """Grey pictures with one pixel a node."""
-    gray = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in rgb)
-    return [cv2.resize(one, grid[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) for one in gray]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """One pixel a node: brightness, red and blue at equal brightness; and of the window around each its mean and variance."""
+
+    values: Float32[np.ndarray, "h w 3"]
+    mean: Float32[np.ndarray, "h w 3"]
+    variance: Float32[np.ndarray, "h w 3"]
+
+
+def halved(rgb: UInt8[np.ndarray, "T H W 3"], grid: tuple[int, int]) -> list[Picture]:
+    """Pictures with one pixel a node."""
+    return [_picture(cv2.resize(frame, grid[::-1], interpolation=cv2.INTER_AREA)) for frame in rgb]
+
+
+def _picture(rgb: UInt8[np.ndarray, "h w 3"]) -> Picture:
+    bright = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    red, blue = (128 * (rgb[..., c] - bright) / (bright + DARK) for c in (0, 2))
+    values = np.stack((bright, red, blue), -1)
+    mean = _mean(values)
+    return Picture(values=values, mean=mean, variance=np.maximum(_mean(values * values) - mean * mean, 0))
 
 
 def still_depths(
     inverse_depth: Float32[np.ndarray, "h w"], known: Bool[np.ndarray, "h w"]
 ) -> list[Float32[np.ndarray, "h w"]]:
-    """Inverse depths that a still point may have: its own; the nearest known, the smooth mean, and the farthest around."""
+    """Inverse depths that a still point may have: its own, the nearest known, and the farthest around."""
     if not known.any():
         return [inverse_depth]
     _, label = cv2.distanceTransformWithLabels(
@@ -43,18 +63,15 @@ def still_depths(
     of_label = np.zeros(int(label.max()) + 1, np.float32)
     of_label[label[known]] = inverse_depth[known]
     nearest = of_label[label]
-    weight = cv2.GaussianBlur(known.astype(np.float32), (0, 0), 8)
-    total = cv2.GaussianBlur(np.where(known, inverse_depth, 0).astype(np.float32), (0, 0), 8)
-    smooth = np.where(weight > 1e-3, total / np.maximum(weight, 1e-6), nearest)
     least = cv2.erode(np.where(known, inverse_depth, 1e3).astype(np.float32), np.ones((REACH, REACH), np.uint8))
     farthest = np.where(least < 1e3, least, nearest)
-    return [inverse_depth, nearest, smooth.astype(np.float32), farthest.astype(np.float32)]
+    return [inverse_depth, nearest, farthest.astype(np.float32)]
 
 
 def likeness(
-    here: Float32[np.ndarray, "h w"],
-    before: Sequence[tuple[Float32[np.ndarray, "h w"], Float[Tensor, "D 2 h w"]]],
-    after: Sequence[tuple[Float32[np.ndarray, "h w"], Float[Tensor, "D 2 h w"]]],
+    here: Picture,
+    before: Sequence[tuple[Picture, Float[Tensor, "D 2 h w"]]],
+    after: Sequence[tuple[Picture, Float[Tensor, "D 2 h w"]]],
 ) -> Float32[np.ndarray, "h w"]:
     """How well the best of D still depths explains the frames before, or those after: correlation, -1 to 1.
 
@@ -62,7 +79,7 @@ def likeness(
     hidden in one of them may be seen in the others; the better side, because what is uncovered was seen on one only. Places
     outside say nothing; where all are, nothing speaks against a still world.
     """
-    best = np.full(here.shape, OUTSIDE, np.float32)
+    best = np.full(here.values.shape[:2], OUTSIDE, np.float32)
     for side in (before, after):
         if side:
             scores = np.stack([_seen_as(here, picture, places) for picture, places in side])
@@ -72,26 +89,28 @@ def likeness(
     return np.where(best > OUTSIDE, best, 1).astype(np.float32)
 
 
-def _seen_as(
-    here: Float32[np.ndarray, "h w"], there: Float32[np.ndarray, "h w"], places: Float[Tensor, "D 2 h w"]
-) -> Float32[np.ndarray, "D h w"]:
-    height, width = there.shape
+def _seen_as(here: Picture, there: Picture, places: Float[Tensor, "D 2 h w"]) -> Float32[np.ndarray, "D h w"]:
+    height, width = there.values.shape[:2]
     found = []
     for u, v in (places - 0.5).float().numpy():
-        picture = cv2.remap(there, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        seen = cv2.remap(there.values, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         inside = (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1)
-        found.append(np.where(inside, _correlation(here, picture), np.float32(OUTSIDE)))
+        found.append(np.where(inside, _correlation(here, seen), np.float32(OUTSIDE)))
     return np.stack(found).astype(np.float32)
 
 
-def _correlation(a: Float32[np.ndarray, "h w"], b: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
-    def mean(x: np.ndarray) -> np.ndarray:
-        return cv2.blur(x, (WINDOW, WINDOW))
+def _correlation(here: Picture, seen: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w"]:
+    """Of brightness, or of colors where that is higher; without texture brightness agrees, and colors say nothing."""
+    mean = _mean(seen)
+    both = _mean(here.values * seen) - here.mean * mean
+    spread = np.sqrt(here.variance * np.maximum(_mean(seen * seen) - mean * mean, 0))
+    bright = (both[..., 0] + NOISE_VARIANCE) / (spread[..., 0] + NOISE_VARIANCE)
+    color = (both[..., 1] + both[..., 2]) / (spread[..., 1] + spread[..., 2] + 2 * NOISE_VARIANCE)
+    return np.maximum(bright, color).astype(np.float32)
 
-    mean_a, mean_b = mean(a), mean(b)
-    both = mean(a * b) - mean_a * mean_b
-    spread = np.maximum(mean(a * a) - mean_a**2, 0) * np.maximum(mean(b * b) - mean_b**2, 0)
-    return ((both + NOISE_VARIANCE) / (np.sqrt(spread) + NOISE_VARIANCE)).astype(np.float32)
+
+def _mean(x: np.ndarray) -> np.ndarray:
+    return cv2.blur(x, (WINDOW, WINDOW))
 
 
 def smoothed(values: np.ndarray) -> Float32[np.ndarray, "h w"]:

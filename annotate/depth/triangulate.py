@@ -17,6 +17,8 @@ BLOCK_PX = 2
 """One node for this many pixels each way, at their center."""
 FAR = 0.1
 """Of the inverse depth of what is near."""
+BEYOND = 3.0
+"""Standard deviations below zero from which on an inverse depth is negative: noise alone makes many of what is far so."""
 STEPS, SHARP_FROM = 5, 3
 """Gauss-Newton steps, and the first one with the narrower robust kernel."""
 
@@ -74,6 +76,11 @@ class Nodes:
     curvature: Float[Tensor, " N"]
     """Σ w |∂p/∂d|²: the inverse variance of d per unit of noise."""
     displacement: Float[Tensor, " N"]
+
+    @property
+    def sigma(self) -> Float[Tensor, " N"]:
+        """Standard deviation of the inverse depth."""
+        return self.sigma_px / self.curvature.sqrt().clamp(min=1e-9)
 
 
 def rig_of(pairs: PairFlows, cameras: Cameras, shape: tuple[int, int, int]) -> Rig:
@@ -297,12 +304,12 @@ def _evidence(
     nodes: Float[Tensor, "N 2"],
     found: Nodes,
     grid: tuple[int, int],
-    pictures: list[Float32[np.ndarray, "h w"]],
+    pictures: list[photometric.Picture],
 ) -> Float32[np.ndarray, "h w"]:
     """What flow and pictures say of frame t."""
     score = np.where(found.seen, _median5(found.score, grid), 0).reshape(grid).astype(np.float32)
     seen = found.seen.view(grid).numpy()
-    beyond = (found.inverse_depth < 1e-3).view(grid).numpy()
+    beyond = is_beyond(found).view(grid).numpy()
     d = _median5(found.inverse_depth, grid).view(grid).numpy()
     depths = [d]
     if d.any():  # else they stand still, or are taken for infinitely far
@@ -316,7 +323,7 @@ def _evidence(
         sides.append([(pictures[j], _places(rig, t, j, nodes, places, grid)) for j in others])
     like = photometric.likeness(pictures[t], *sides)
     lost = ~seen & (found.hidden > 0).view(grid).numpy()
-    return moving.evidence(score, lost, seen & beyond & d.any(), like)
+    return moving.evidence(score, lost, beyond & d.any(), like)
 
 
 def _places(
@@ -334,17 +341,23 @@ def _places(
 
 def beyond_infinity(found: Nodes, grid: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     """No still point is farther, however well it fits."""
-    return moving.cleaned((found.seen & (found.inverse_depth < 1e-3)).view(grid).numpy())
+    return moving.cleaned(is_beyond(found).view(grid).numpy())
+
+
+def is_beyond(found: Nodes) -> Bool[Tensor, " N"]:
+    """The inverse depth is negative, and known well enough to say so."""
+    return found.seen & (found.inverse_depth < -BEYOND * found.sigma)
 
 
 def keeping_pace(found: Nodes, grid: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     """What flows as if it were far away, and yet hides what is near: a thing that moves along with the camera.
 
-    Far regions whose surroundings vanish behind them; sky and landscape vanish behind their surroundings instead.
+    Regions known to be far whose surroundings vanish behind them; sky and landscape vanish behind their surroundings instead.
     """
     d = _median5(found.inverse_depth, grid)
     near = torch.quantile(d[found.seen], 0.75) if found.seen.any() else d.new_tensor(0.0)
-    far = moving.cleaned((found.seen & (d < FAR * near)).view(grid).numpy()).astype(np.uint8)
+    known = found.seen & (found.sigma < FAR / 2 * near)
+    far = moving.cleaned((known & (d.abs() < FAR * near)).view(grid).numpy()).astype(np.uint8)
     hidden = found.hidden.view(grid).numpy()
     count, label = cv2.connectedComponents(far)
     pace = np.zeros(grid, bool)
@@ -368,7 +381,7 @@ def _halved(frame: UInt8[np.ndarray, "H W 3"], grid: tuple[int, int]) -> UInt8[n
 def valid_nodes(found: Nodes, odd: Bool[Tensor, " N"], max_rel_sigma: float) -> Bool[Tensor, " N"]:
     """Seen, not odd, in front, and known to within `max_rel_sigma`."""
     d = found.inverse_depth
-    certain = found.sigma_px / (found.curvature.sqrt() * d).clamp(min=1e-9) < max_rel_sigma
+    certain = found.sigma < max_rel_sigma * d
     return found.seen & ~odd & (d > 0.01) & certain
 
 

@@ -16,6 +16,14 @@ def gray() -> np.ndarray:
     return np.full((*GRID, 3), 128, np.uint8)
 
 
+def test_lost_flow_alone_does_not_move() -> None:
+    """Blank walls and water lose it; a thing loses it and is not explained by a still world either."""
+    score, nothing, everywhere = np.zeros(GRID, np.float32), np.zeros(GRID, bool), np.ones(GRID, bool)
+    explained, unexplained = np.full(GRID, 0.99, np.float32), np.full(GRID, 0.2, np.float32)
+    assert moving.evidence(score, everywhere, nothing, explained).max() < moving.LEAST
+    assert moving.evidence(score, everywhere, nothing, unexplained).min() > 2
+
+
 def test_all_of_a_slow_thing_that_stands_out_a_little() -> None:
     votes = still_votes()
     votes[INSIDE] = moving.LEAST + 1

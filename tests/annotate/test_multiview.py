@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scene
+import torch
 
 from annotate.annotator import PairFlow
 from annotate.cameras.flow_ba import FlowBA
@@ -115,3 +116,17 @@ def test_truth_is_kept() -> None:
 def test_cameras_are_needed() -> None:
     with pytest.raises(ValueError, match="asks for cameras"):
         Multiview().load()(bare(scene.tiny()), Dis().load())
+
+
+def test_noise_alone_is_not_beyond_infinity() -> None:
+    """What is far has inverse depths on both sides of zero; farther than that is only what is known to be."""
+    seen = triangulate.Nodes(
+        inverse_depth=torch.tensor([-0.1, -0.1, 0.1]),
+        score=torch.zeros(3),
+        seen=torch.ones(3, dtype=torch.bool),
+        hidden=torch.zeros(3),
+        sigma_px=0.25,
+        curvature=torch.tensor([4.0, 400.0, 400.0]),
+        displacement=torch.zeros(3),
+    )
+    assert triangulate.is_beyond(seen).tolist() == [False, True, False]
