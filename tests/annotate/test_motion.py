@@ -11,6 +11,8 @@ from annotate.depth import scale
 from annotate.flow.dis import Dis
 from annotate.flow.pairs import PairFlows
 from annotate.motion import Motion
+from pipelines import truth as truths
+from pipelines.evaluate import evaluate_clip
 from shared.clip import AnnotatedClip
 from shared.clip import Motion as MotionLabels
 
@@ -50,6 +52,27 @@ def test_scene_flow_is_the_worlds(truth: AnnotatedClip) -> None:
     assert np.median(error) < 5e-4  # meters; the box goes 50 mm a frame
     assert np.percentile(error, 95) < 5e-3
     assert moving.sum() > 0.75 * motion.dynamic[:-1].sum()
+
+
+def test_with_depth_of_movers_their_scene_flow_is_kept() -> None:
+    """Truth in other units stands in for a depth network's answer and for estimated cameras; masks are estimated."""
+    truth = scene.clip("orbit", frames=16, height=120, width=160, focal=150.0)
+    assert truth.depth is not None
+    assert truth.cameras is not None
+    depth = replace(truth.depth, z=7 * truth.depth.z, metric=False, source="network")
+    clip = AnnotatedClip(
+        id="orbit",
+        rgb=truth.rgb,
+        fps=truth.fps,
+        source=truth.source,
+        frames=truth.frames,
+        depth=depth,
+        cameras=replace(truth.cameras, metric=False, source="other"),
+    )
+    seen = evaluate_clip(Motion().load()(clip, Dis().load()), truths.from_clip(truth))
+    assert seen["scene_flow.kept"] > 0.6
+    assert seen["scene_flow.epe3d"] < 0.02  # meters; the box goes 50 mm a frame
+    assert seen["dynamic.iou"] > 0.75
 
 
 def test_key_scene_flow_too(truth: AnnotatedClip) -> None:
