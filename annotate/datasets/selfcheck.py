@@ -25,6 +25,8 @@ LEAST_STILL = 0.25
 """Where nothing tells what moves, so many of a scene's pixels must agree that it stands still: a close-up's mover fills most."""
 CLEARLY = 2.0
 """Another reading of the data must fit so many times better before the data set's own is refused."""
+FITS = 0.01
+"""So well must another reading fit the median point where some may move, lest movers fit it by chance."""
 PLACES = 4
 """Where in a scene pairs of frames are compared."""
 GAP_FRAMES = 8
@@ -133,41 +135,50 @@ def _able(frame: Frame) -> Bool[np.ndarray, "H W"] | None:
 
 def _reprojection(uri: str, pairs: list[Pair]) -> dict[str, float]:
     """How well static points are found again as given, and under other readings of the same numbers."""
-    given = _error(pairs, _as_given)
+    share = _share(pairs)
+    given = _error(pairs, _as_given, share)
     if given is None:
         return {}
-    best_name, best = "", given
-    for name, reading in READINGS.items():
-        error = _error(pairs, reading)
-        if error is not None and error < best:
-            best_name, best = name, error
-    told = f"{uri}: static points of one frame are {given:.1%} away from the depth of another ({_of_which(pairs)})"
-    if best_name and given > CLEARLY * best + 0.003:
-        raise ValueError(f"{told}, and {best:.1%} if {best_name}")
+    _refuse_another(uri, pairs, share, 1.0)
+    if share != 0.5:
+        _refuse_another(uri, pairs, 0.5, FITS)
     if given > MOST_REPROJECTION:
-        raise ValueError(f"{told}, expected {MOST_REPROJECTION:.0%} at most")
-    halves = {shift: _error(pairs, _shifted(shift)) for shift in (-0.5, 0.0, 0.5)}
+        raise ValueError(f"{_told(uri, given, share)}, expected {MOST_REPROJECTION:.0%} at most")
+    halves = {shift: _error(pairs, _shifted(shift), share) for shift in (-0.5, 0.0, 0.5)}
     shift = min(halves, key=lambda s: (np.inf if halves[s] is None else halves[s], abs(s)))
     return {"selfcheck_reprojection": given, "selfcheck_half_pixel_px": shift}
 
 
-def _error(pairs: list[Pair], reading: Reading) -> float | None:
-    """Over all pairs |z found - z expected| / z expected, for points that land in view and are not hidden: of the median point.
+def _refuse_another(uri: str, pairs: list[Pair], share: float, most: float) -> None:
+    """Raises ValueError if another reading fits clearly better than what is given, and better than `most`."""
+    given = _error(pairs, _as_given, share)
+    errors = {name: _error(pairs, reading, share) for name, reading in READINGS.items()}
+    best, name = min(((error, name) for name, error in errors.items() if error is not None), default=(np.inf, ""))
+    if given is not None and given > CLEARLY * best + 0.003 and best < most:
+        raise ValueError(f"{_told(uri, given, share)}, and {best:.1%} if {name}")
 
-    Where some may move, of the point that LEAST_STILL of all agree better than.
+
+def _told(uri: str, given: float, share: float) -> str:
+    return f"{uri}: static points of one frame are {given:.1%} away from the depth of another ({_of_which(share)})"
+
+
+def _error(pairs: list[Pair], reading: Reading, share: float) -> float | None:
+    """Over all pairs |z found - z expected| / z expected, for points that land in view and are not hidden.
+
+    Of the point that this share of all agree better than.
     """
     errors = [_errors(reading(pair)) for pair in pairs]
     all_errors = torch.cat(errors)
     asked = sum(len(pair.z) for pair in pairs)
-    return float(all_errors.quantile(_share(pairs))) if len(all_errors) >= max(_FEWEST, 0.1 * asked) else None
+    return float(all_errors.quantile(share)) if len(all_errors) >= max(_FEWEST, 0.1 * asked) else None
 
 
 def _share(pairs: list[Pair]) -> float:
     return 0.5 if all(pair.known_still for pair in pairs) else LEAST_STILL
 
 
-def _of_which(pairs: list[Pair]) -> str:
-    return "median" if _share(pairs) == 0.5 else f"the best {LEAST_STILL:.0%}"
+def _of_which(share: float) -> str:
+    return "median" if share == 0.5 else f"the best {LEAST_STILL:.0%}"
 
 
 def _errors(pair: Pair) -> Float[Tensor, " M"]:
@@ -275,9 +286,7 @@ def _flow(scene: Scene) -> float | None:
         return None
     error = float((given - rigid).norm(dim=-1).quantile(_share(pairs)))
     length = float(rigid.norm(dim=-1).median())
-    told = (
-        f"{scene.facts.uri}: its flow is {error:.2f} px away from what its depth and cameras show ({_of_which(pairs)})"
-    )
+    told = f"{scene.facts.uri}: its flow is {error:.2f} px away from what its depth and cameras show ({_of_which(_share(pairs))})"
     if error > max(MOST_FLOW_PX, MOST_FLOW_SHARE * length):
         raise ValueError(f"{told}, expected {max(MOST_FLOW_PX, MOST_FLOW_SHARE * length):.2f} at most")
     return error

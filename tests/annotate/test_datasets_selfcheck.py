@@ -92,6 +92,14 @@ def test_another_reading_that_fits_is_named(change: Callable[[Frame], Frame], sa
     assert figures[1] < 0.4
 
 
+@pytest.mark.parametrize("kind", ["dolly", "many_moving"])
+@pytest.mark.parametrize("change", [_times(10), _times(0.1), _times(100), _rays, _inverted])
+def test_wrong_readings_are_refused_where_nothing_tells_what_moves(kind: str, change: Callable[[Frame], Frame]) -> None:
+    """That the truth passes says `test_a_close_up_of_movers_is_not_refused`."""
+    with pytest.raises(ValueError, match="away from"):
+        selfcheck.check(Untracked(kind, lambda frame: replace(change(frame), instances=None)))
+
+
 def test_depth_that_tracks_contradict_is_refused() -> None:
     with pytest.raises(ValueError, match=r"depth is 10\.\d% away from its tracks"):
         selfcheck.check(Exact("static", change=_times(1.1)))
