@@ -12,6 +12,7 @@ import argparse
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ SHOWN = {
 }
 
 
-def read(out: str, split: str, most: int, built: Models) -> list[Batch]:
+def read(out: str, split: Literal["train", "test"], most: int, built: Models) -> list[Batch]:
     """Clips of a split with their latents, each a batch of one."""
     recipe = recipes.train_recipe("small", [])
     stream = Stream(read_selection(out), seed=0, batch=1, sizes=recipe.sizes, splits=(split,))
@@ -140,7 +141,7 @@ def main() -> None:
     asked = parse.parse_args()
     torch.set_num_threads(1)
     begun = models.load(asked.model)
-    data, test = (read(asked.out, split, most, begun) for split, most in (("train", asked.most), ("test", asked.clips)))
+    data, test = read(asked.out, "train", asked.most, begun), read(asked.out, "test", asked.clips, begun)
     for way in asked.ways.split(","):
         built, stage = models.load(asked.model), WAYS[way]
         regularizers._static_and_visible = looking_away_from_edges if way == "no_edges" else VISIBLE
