@@ -106,13 +106,12 @@ def dense(pairs: PairFlows, cameras: Cameras, shape: tuple[int, int, int], max_r
         views = views_of(rig, t, nodes)
         found.append(triangulate(views))
         steps.append(_steps(rig, t, nodes, views, grid))
-    evidence = [_evidence(rig, t, nodes, one, grid, pictures) for t, one in enumerate(found)]
-    votes = moving.voted(np.stack(evidence), steps)
+    evidence = np.stack([_evidence(rig, t, nodes, one, grid, pictures) for t, one in enumerate(found)])
+    evidence[np.stack([keeping_pace(one, grid) for one in found])] = moving.SURE
+    votes = moving.voted(evidence, steps)
     z, valid, dynamic = np.zeros(shape, np.float32), np.zeros(shape, bool), np.zeros(shape, bool)
     for t, one in enumerate(found):
-        moves = (
-            moving.decided(votes[t], _halved(pairs.rgb[t], grid)) | beyond_infinity(one, grid) | keeping_pace(one, grid)
-        )
+        moves = moving.decided(votes[t], _halved(pairs.rgb[t], grid)) | beyond_infinity(one, grid)
         good = valid_nodes(one, torch.from_numpy(moves).flatten() | odd_nodes(one, grid), max_rel_sigma)
         z[t], valid[t] = _enlarged_depth(one.inverse_depth / rig.unit, good, grid, shape[1:])
         dynamic[t] = _enlarged(moves, grid, shape[1:]) > 0.5
