@@ -281,7 +281,7 @@ def solve_step(
     columns: Int[Tensor, " F"],
     damping: float,
     depths: bool = True,
-    touched: Sequence[Int[Tensor, " c"]] | None = None,
+    touched: Sequence[Int[Tensor, " _"]] | None = None,
 ) -> tuple[Float[Tensor, " M"], Float[Tensor, "K N"], Float[Tensor, "F F"]]:
     """The step of the free columns and of the depths, and the system it came from (M = B - Σ EᵀE/C).
 
@@ -310,7 +310,7 @@ def solve_step(
     return step, depth_step, system
 
 
-def mixed_with(edges: Int[Tensor, "E 2"], num_keys: int, columns: Int[Tensor, " F"]) -> list[Int[Tensor, " c"]]:
+def mixed_with(edges: Int[Tensor, "E 2"], num_keys: int, columns: Int[Tensor, " F"]) -> list[Int[Tensor, " _"]]:
     """Of each keyframe, the places among the free columns of its own pose, of those that it has edges to, and of ln f.
 
     With 29 keyframes a sixth of all: the elimination of depths took a quarter of the time.
