@@ -61,7 +61,7 @@ def _resect_once(
     part: Problem, state: State, where: Int[Tensor, " F"], row: Int[Tensor, " E"], rotation_only: bool
 ) -> State:
     linear = bundle.linearize(part, state)
-    size = linear.residual.square().sum(1)
+    size = bundle.dot(linear.residual, linear.residual)
     sigma = _noise_of_each(size.sqrt(), part.weight, row, len(where))
     weight = part.weight * linear.in_front / (1 + size / sigma[row][:, None] ** 2)
     columns = linear.columns[:, 3:6] if rotation_only else linear.columns[:, :6]

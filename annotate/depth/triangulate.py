@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
 
 from annotate.cameras import keyframes
+from annotate.cameras.bundle import dot
 from annotate.depth import moving, photometric
 from annotate.flow.pairs import PairFlows
 from shared.clip import Cameras
@@ -225,8 +226,8 @@ def linear(views: Views) -> Float[Tensor, " N"]:
     ray = views.target / views.focal
     slope = views.shift[:, :2] - ray * views.shift[:, 2:]
     rest = ray * views.turned[:, 2:] - views.turned[:, :2]
-    top = (views.weight[:, None] * slope * rest).sum((0, 1))
-    return top / (views.weight[:, None] * slope.square()).sum((0, 1)).clamp(min=1e-12)
+    top = (views.weight * dot(slope, rest)).sum(0)
+    return top / (views.weight * dot(slope, slope)).sum(0).clamp(min=1e-12)
 
 
 def _residual(views: Views, d: Float[Tensor, " N"]) -> tuple[Float[Tensor, "J 2 N"], Float[Tensor, "J 2 N"]]:
@@ -244,12 +245,12 @@ def triangulate(views: Views) -> Nodes:
     sigma = 0.0
     for step in range(STEPS):
         residual, slope = _residual(views, d)
-        square = residual.square().sum(1)
+        square = dot(residual, residual)
         sigma = _sigma(square, views.weight) if step % 2 == 0 else sigma
         width = (4 if step < SHARP_FROM else 2) * sigma
         weight = views.weight / (1 + square / width**2)
-        curvature = (weight * slope.square().sum(1)).sum(0)
-        gradient = (weight * (slope * residual).sum(1)).sum(0)
+        curvature = (weight * dot(slope, slope)).sum(0)
+        gradient = (weight * dot(slope, residual)).sum(0)
         change = gradient / (curvature + 1e-3 * curvature.median() + 1e-9)
         d = (d + change.clamp(-0.5, 0.5)).clamp(-2, 10)
     return evaluate(views, d)
@@ -258,7 +259,7 @@ def triangulate(views: Views) -> Nodes:
 def evaluate(views: Views, d: Float[Tensor, " N"], enough: int = 2) -> Nodes:
     """How well these inverse depths agree with what the neighbors see; `enough` of them must see a node."""
     residual, slope = _residual(views, d)
-    square = residual.square().sum(1)
+    square = dot(residual, residual)
     total = views.weight.sum(0).clamp(min=1e-6)
     return Nodes(
         inverse_depth=d,
@@ -266,7 +267,7 @@ def evaluate(views: Views, d: Float[Tensor, " N"], enough: int = 2) -> Nodes:
         seen=(views.weight > 0.3).sum(0) >= enough,
         hidden=((views.weight < 0.1) & views.in_view).float().mean(0),
         sigma_px=_sigma(square, views.weight),
-        curvature=(views.weight * slope.square().sum(1)).sum(0),
+        curvature=(views.weight * dot(slope, slope)).sum(0),
         displacement=views.displacement,
     )
 
