@@ -82,11 +82,22 @@ def likeness(
     best = np.full(here.values.shape[:2], OUTSIDE, np.float32)
     for side in (before, after):
         if side:
-            scores = np.stack([_seen_as(here, picture, places) for picture, places in side])
-            first, second = np.partition(scores, -2, axis=0)[-2:][::-1] if len(scores) > 1 else (scores[0], scores[0])
+            first, second = _two_best([_seen_as(here, picture, places) for picture, places in side])
             two = np.where(second > OUTSIDE, (first + second) / 2, first)
             best = np.maximum(best, two.max(0))
     return np.where(best > OUTSIDE, best, 1).astype(np.float32)
+
+
+def _two_best(
+    scores: list[Float32[np.ndarray, "D h w"]],
+) -> tuple[Float32[np.ndarray, "D h w"], Float32[np.ndarray, "D h w"]]:
+    """The one twice where there is but one. Running maxima take a tenth of the time of a partition of so few."""
+    first, *others = scores
+    second = np.full_like(first, OUTSIDE) if others else first
+    for one in others:
+        second = np.maximum(second, np.minimum(first, one))
+        first = np.maximum(first, one)
+    return first, second
 
 
 def _seen_as(here: Picture, there: Picture, places: Float[Tensor, "D 2 h w"]) -> Float32[np.ndarray, "D h w"]:

@@ -233,10 +233,10 @@ def linear(views: Views) -> Float[Tensor, " N"]:
 def _residual(views: Views, d: Float[Tensor, " N"]) -> tuple[Float[Tensor, "J 2 N"], Float[Tensor, "J 2 N"]]:
     """Residuals and the prediction's derivative by d."""
     y = torch.addcmul(views.turned, views.shift, d)
-    scale = views.focal / y[:, 2:].clamp(min=0.05)
-    seen = scale * y[:, :2]
-    slope = scale * views.shift[:, :2] - seen * (scale * views.shift[:, 2:] / views.focal)
-    return views.target - seen, slope
+    nearness = y[:, 2:].clamp(min=0.05).reciprocal()
+    seen = y[:, :2] * nearness
+    slope = (views.shift[:, :2] - views.shift[:, 2:] * seen) * (views.focal * nearness)
+    return torch.addcmul(views.target, views.focal, seen, value=-1), slope
 
 
 def triangulate(views: Views) -> Nodes:
