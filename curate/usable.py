@@ -42,7 +42,7 @@ class Usable(Knobs):
     cover: Share = 0.2
     """Share of still pixels that have a depth."""
     position: Positive = 2.0
-    """Error of the camera's positions after Sim(3), per cent of the median depth; of still cameras there is none."""
+    """Error of the camera's positions after Sim(3), percent of the path; of still cameras there is none."""
     turn: Positive = 0.25
     """Error of the rotation from frame to frame, degrees."""
     movers: Share = 0.5
