@@ -32,7 +32,7 @@ HOPELESS = frozenset({"static_camera", "rotation_only", "flow_unreliable"})
 MIN_RATIO = 1.2
 """Of the flow's weight that the mapper's cameras explain over what ours do, before they are taken.
 
-Calibrated by `tests/benchmarks/bench_cameras.py --second` (docs/labels.md). The share of valid depth, the obvious measure, prefers
+Calibrated by `tests/benchmarks/bench_cameras.py --second` (docs/cameras.md). The share of valid depth, the obvious measure, prefers
 a focal length that is a fifth too long.
 """
 

@@ -32,6 +32,7 @@ REACH = 21
 class Picture:
     """One pixel a node: brightness, red and blue at equal brightness; and of the window around each its mean and variance."""
 
+    rgb: UInt8[np.ndarray, "h w 3"]
     values: Float32[np.ndarray, "h w 3"]
     mean: Float32[np.ndarray, "h w 3"]
     variance: Float32[np.ndarray, "h w 3"]
@@ -47,7 +48,8 @@ def _picture(rgb: UInt8[np.ndarray, "h w 3"]) -> Picture:
     red, blue = (128 * (rgb[..., c] - bright) / (bright + DARK) for c in (0, 2))
     values = np.stack((bright, red, blue), -1)
     mean = _mean(values)
-    return Picture(values=values, mean=mean, variance=np.maximum(_mean(values * values) - mean * mean, 0))
+    variance = np.maximum(_mean(values * values) - mean * mean, 0)
+    return Picture(rgb=rgb, values=values, mean=mean, variance=variance)
 
 
 def still_depths(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from annotate.cameras import keyframes
@@ -112,7 +112,7 @@ def dense(pairs: PairFlows, cameras: Cameras, shape: tuple[int, int, int], max_r
     votes = moving.voted(evidence, steps)
     z, valid, dynamic = np.zeros(shape, np.float32), np.zeros(shape, bool), np.zeros(shape, bool)
     for t, one in enumerate(found):
-        moves = moving.decided(votes[t], _halved(pairs.rgb[t], grid)) | beyond_infinity(one, grid)
+        moves = moving.decided(votes[t], pictures[t].rgb) | beyond_infinity(one, grid)
         good = valid_nodes(one, torch.from_numpy(moves).flatten() | odd_nodes(one, grid), max_rel_sigma)
         z[t], valid[t] = _enlarged_depth(one.inverse_depth / rig.unit, good, grid, shape[1:])
         dynamic[t] = _enlarged(moves, grid, shape[1:]) > 0.5
@@ -154,7 +154,7 @@ def _against_turning(
         residuals.append(found.sigma_px / 1.2)
     dynamic = np.zeros(shape, bool)
     for t, votes in enumerate(moving.voted(np.stack(evidence), steps)):
-        dynamic[t] = _enlarged(moving.decided(votes, _halved(pairs.rgb[t], grid)), grid, shape[1:]) > 0.5
+        dynamic[t] = _enlarged(moving.decided(votes, pictures[t].rgb), grid, shape[1:]) > 0.5
     return dynamic, float(np.median(residuals))
 
 
@@ -372,10 +372,6 @@ def keeping_pace(found: Nodes, grid: tuple[int, int]) -> Bool[np.ndarray, "h w"]
 
 def _median5(values: Float[Tensor, " N"], grid: tuple[int, int]) -> Float[Tensor, " N"]:
     return torch.from_numpy(cv2.medianBlur(values.view(grid).numpy(), 5)).flatten()
-
-
-def _halved(frame: UInt8[np.ndarray, "H W 3"], grid: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    return cv2.resize(frame, grid[::-1], interpolation=cv2.INTER_AREA)
 
 
 def valid_nodes(found: Nodes, odd: Bool[Tensor, " N"], max_rel_sigma: float) -> Bool[Tensor, " N"]:
