@@ -4,7 +4,7 @@ A few frames of a scene are enough to catch depth in another unit, an inverted p
 channels of flow. The figures become scores of every clip; a scene that fails is refused with its figure.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -136,41 +136,47 @@ def _able(frame: Frame) -> Bool[np.ndarray, "H W"] | None:
 def _reprojection(uri: str, pairs: list[Pair]) -> dict[str, float]:
     """How well static points are found again as given, and under other readings of the same numbers."""
     share = _share(pairs)
-    given = _error(pairs, _as_given, share)
+    given = _all_errors(pairs, _as_given)
     if given is None:
         return {}
-    _refuse_another(uri, pairs, share, 1.0)
+    others = {name: _all_errors(pairs, reading) for name, reading in READINGS.items()}
+    _refuse_another(uri, given, others, share, 1.0)
     if share != 0.5:
-        _refuse_another(uri, pairs, 0.5, FITS)
-    if given > MOST_REPROJECTION:
-        raise ValueError(f"{_told(uri, given, share)}, expected {MOST_REPROJECTION:.0%} at most")
-    halves = {shift: _error(pairs, _shifted(shift), share) for shift in (-0.5, 0.0, 0.5)}
-    shift = min(halves, key=lambda s: (np.inf if halves[s] is None else halves[s], abs(s)))
-    return {"selfcheck_reprojection": given, "selfcheck_half_pixel_px": shift}
+        _refuse_another(uri, given, others, 0.5, FITS)
+    error = float(given.quantile(share))
+    if error > MOST_REPROJECTION:
+        raise ValueError(f"{_told(uri, error, share)}, expected {MOST_REPROJECTION:.0%} at most")
+    shifted = {shift: _all_errors(pairs, _shifted(shift)) for shift in (-0.5, 0.0, 0.5)}
+    halves = {shift: np.inf if errors is None else float(errors.quantile(share)) for shift, errors in shifted.items()}
+    return {
+        "selfcheck_reprojection": error,
+        "selfcheck_half_pixel_px": min(halves, key=lambda shift: (halves[shift], abs(shift))),
+    }
 
 
-def _refuse_another(uri: str, pairs: list[Pair], share: float, most: float) -> None:
-    """Raises ValueError if another reading fits clearly better than what is given, and better than `most`."""
-    given = _error(pairs, _as_given, share)
-    errors = {name: _error(pairs, reading, share) for name, reading in READINGS.items()}
-    best, name = min(((error, name) for name, error in errors.items() if error is not None), default=(np.inf, ""))
-    if given is not None and given > CLEARLY * best + 0.003 and best < most:
-        raise ValueError(f"{_told(uri, given, share)}, and {best:.1%} if {name}")
+def _refuse_another(
+    uri: str, given: Float[Tensor, " M"], others: Mapping[str, Float[Tensor, " _"] | None], share: float, most: float
+) -> None:
+    """Raises ValueError if another reading fits clearly better than what is given, and better than `most`.
+
+    Of the point that this share of all agree better than.
+    """
+    error = float(given.quantile(share))
+    errors = ((float(of.quantile(share)), name) for name, of in others.items() if of is not None)
+    best, name = min(errors, default=(np.inf, ""))
+    if error > CLEARLY * best + 0.003 and best < most:
+        raise ValueError(f"{_told(uri, error, share)}, and {best:.1%} if {name}")
 
 
 def _told(uri: str, given: float, share: float) -> str:
     return f"{uri}: static points of one frame are {given:.1%} away from the depth of another ({_of_which(share)})"
 
 
-def _error(pairs: list[Pair], reading: Reading, share: float) -> float | None:
-    """Over all pairs |z found - z expected| / z expected, for points that land in view and are not hidden.
-
-    Of the point that this share of all agree better than.
-    """
-    errors = [_errors(reading(pair)) for pair in pairs]
-    all_errors = torch.cat(errors)
+def _all_errors(pairs: list[Pair], reading: Reading) -> Float[Tensor, " M"] | None:
+    """Over all pairs |z found - z expected| / z expected, for points that land in view and are not hidden; None: too few do."""
+    found = torch.cat([_errors(reading(pair)) for pair in pairs])
     asked = sum(len(pair.z) for pair in pairs)
-    return float(all_errors.quantile(share)) if len(all_errors) >= max(_FEWEST, 0.1 * asked) else None
+    return found if len(found) >= max(_FEWEST, 0.1 * asked) else None
 
 
 def _share(pairs: list[Pair]) -> float:
