@@ -214,7 +214,7 @@ def _from_first_pose(rotation: Float[Tensor, "E 3 3"], translation: Float[Tensor
 
 def dot(a: Float[Tensor, "*_ 2 N"], b: Float[Tensor, "*_ 2 N"]) -> Float[Tensor, "*_ N"]:
     """Of pixel vectors; a sum over a dimension of two takes three times as long."""
-    return a[..., 0, :] * b[..., 0, :] + a[..., 1, :] * b[..., 1, :]
+    return torch.addcmul(a[..., 0, :] * b[..., 0, :], a[..., 1, :], b[..., 1, :])
 
 
 def noise_scale(problem: Problem, state: State, floor: float = 0.15) -> float:

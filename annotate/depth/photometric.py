@@ -134,9 +134,9 @@ def smoothed(values: np.ndarray) -> Float32[np.ndarray, "h w"]:
 def places_in(
     turned: Float[Tensor, "3 N"], shift: Float[Tensor, "3 1"], intrinsics: Float[Tensor, " 4"], d: Float[Tensor, "D N"]
 ) -> Float[Tensor, "D 2 N"]:
-    """Where nodes at these inverse depths are seen, in pixels."""
-    y = turned + shift * d[:, None]
-    return y[:, :2] / y[:, 2:].clamp(min=0.05) * intrinsics[:2, None] + intrinsics[2:, None]
+    """Where nodes at these inverse depths are seen, in the units of the intrinsics."""
+    y = torch.addcmul(turned, shift, d[:, None])
+    return torch.addcmul(intrinsics[2:, None], y[:, :2] / y[:, 2:].clamp(min=0.05), intrinsics[:2, None])
 
 
 def as_tensor(depths: list[Float32[np.ndarray, "h w"]]) -> Float[Tensor, "D N"]:

@@ -235,7 +235,7 @@ def _residual(views: Views, d: Float[Tensor, " N"]) -> tuple[Float[Tensor, "J 2 
     y = torch.addcmul(views.turned, views.shift, d)
     nearness = y[:, 2:].clamp(min=0.05).reciprocal()
     seen = y[:, :2] * nearness
-    slope = (views.shift[:, :2] - views.shift[:, 2:] * seen) * (views.focal * nearness)
+    slope = torch.addcmul(views.shift[:, :2], views.shift[:, 2:], seen, value=-1) * (views.focal * nearness)
     return torch.addcmul(views.target, views.focal, seen, value=-1), slope
 
 
@@ -330,13 +330,12 @@ def _places(
     rig: Rig, t: int, j: int, nodes: Float[Tensor, "N 2"], d: Float[Tensor, "D N"], grid: tuple[int, int]
 ) -> Float[Tensor, "D 2 h w"]:
     """Where frame j sees the nodes of frame t at these inverse depths, in nodes."""
-    here, there = rig.intrinsics[t], rig.intrinsics[j]
+    cell = nodes.new_tensor((rig.pairs.size[1] / grid[1], rig.pairs.size[0] / grid[0]))
+    here, there = rig.intrinsics[t], rig.intrinsics[j] / cell.repeat(2)
     j_from_t = (torch.linalg.inv(rig.world_from_cam[j]) @ rig.world_from_cam[t]).float()
     xy = ((nodes - here[2:]) / here[:2]).T
     turned = j_from_t[:3, :3] @ torch.cat((xy, torch.ones_like(xy[:1])))
-    uv = photometric.places_in(turned, j_from_t[:3, 3:] / rig.unit, there, d)
-    cell = uv.new_tensor((rig.pairs.size[1] / grid[1], rig.pairs.size[0] / grid[0]))
-    return (uv / cell[:, None]).view(-1, 2, *grid)
+    return photometric.places_in(turned, j_from_t[:3, 3:] / rig.unit, there, d).view(-1, 2, *grid)
 
 
 def beyond_infinity(found: Nodes, grid: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
