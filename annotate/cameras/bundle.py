@@ -9,10 +9,10 @@ because that is what the update acts on. Pixels are corner-origin.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -116,15 +116,15 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Linear:
-    """Predictions of every edge and their derivatives: columns v_j, w_j, ln f, then the node's own d.
+    """Residuals of every edge and the derivatives of their predictions, both times the roots of their weights.
 
-    What pose i does to a point, pose j can undo: J_i = J_j `turn`, so that i needs no columns of its own.
+    Columns are v_j, w_j, ln f; `depth` is that of the node's own d. What pose i does to a point, pose j can undo: J_i = J_j `turn`,
+    so that i needs no columns of its own.
     """
 
     residual: Float[Tensor, "E 2 N"]
     columns: Float[Tensor, "E 7 2 N"]
     depth: Float[Tensor, "E 2 N"]
-    in_front: Bool[Tensor, "E N"]
     turn: Float[Tensor, "E 6 6"]
 
 
@@ -162,44 +162,48 @@ def predict(problem: Problem, state: State) -> Predicted:
     rotation, translation = relative(state, problem.edges)
     x = rays(problem.nodes, problem.center, state.log_focal.exp())
     d = state.inverse_depth[problem.edges[:, 0]]
-    y = rotation @ x + translation[..., None] * d[:, None]
+    y = torch.addcmul(rotation @ x, translation[..., None], d[:, None])
     p = y[:, :2] / y[:, 2:].clamp(min=NEAR)
     target = problem.target.transpose(1, 2) - problem.center[:, None]
-    return target - state.log_focal.exp() * p, y
+    return torch.addcmul(target, state.log_focal.exp(), p, value=-1), y
 
 
-def linearize(problem: Problem, state: State, predicted: Predicted | None = None) -> Linear:
+def in_front(predicted: Predicted) -> Bool[Tensor, "E N"]:
+    """Of the second camera."""
+    return predicted[1][:, 2] >= 0.1
+
+
+def linearize(problem: Problem, state: State, predicted: Predicted, weight: Float[Tensor, "E N"]) -> Linear:
     """Residuals, and the derivatives of the prediction: with A = (f/z) [1 0 -p1; 0 1 -p2], those of Y times A.
 
     dY is d v_j + w_j x Y for pose j, t_ij for d, and -R_ij (x1, x2, 0) for ln f, which scales f p besides.
-    `predicted`: what `predict` says of this state, where it is known already.
+    `predicted`: what `predict` says of this state.
     """
-    residual, y = predicted or predict(problem, state)
+    residual, y = predicted
     rotation, translation = relative(state, problem.edges)
-    focal = state.log_focal.exp()
+    focal, root = state.log_focal.exp(), weight.sqrt()
     x = rays(problem.nodes, problem.center, focal)
-    d = state.inverse_depth[problem.edges[:, 0]]
     z = y[:, 2].clamp(min=NEAR)
-    p, scale = y[:, :2] / z[:, None], focal / z
+    p, scale = y[:, :2] / z[:, None], root * focal / z
+    scaled_p = scale[:, None] * p
 
-    def seen(motion: Float[Tensor, "E 3 N"]) -> Float[Tensor, "E 2 N"]:
-        return scale[:, None] * (motion[:, :2] - p * motion[:, 2:])
+    def seen(motion: Float[Tensor, "E 3 #N"]) -> Float[Tensor, "E 2 N"]:
+        return scale[:, None] * motion[:, :2] - scaled_p * motion[:, 2:]
 
+    scaled_d, scaled_y = scale * state.inverse_depth[problem.edges[:, 0]], scale[:, None] * y
     columns = x.new_zeros(len(y), 7, 2, y.shape[2])
-    columns[:, 0, 0] = columns[:, 1, 1] = scale * d
-    columns[:, 2] = -(scale * d)[:, None] * p
-    turned = torch.stack((-y[:, 1], y[:, 0]), 1)  # e_3 x Y
-    columns[:, 3] = scale[:, None] * -p * y[:, 1:2]
-    columns[:, 3, 1] -= scale * y[:, 2]
-    columns[:, 4] = scale[:, None] * p * y[:, :1]
-    columns[:, 4, 0] += scale * y[:, 2]
-    columns[:, 5] = scale[:, None] * turned
-    columns[:, 6] = focal * p - seen(rotation[:, :, :2] @ x[:2])
+    columns[:, 0, 0] = columns[:, 1, 1] = scaled_d
+    columns[:, 2] = -scaled_d[:, None] * p
+    columns[:, 3] = -scaled_p * y[:, 1:2]
+    columns[:, 3, 1] -= scaled_y[:, 2]
+    columns[:, 4] = scaled_p * y[:, :1]
+    columns[:, 4, 0] += scaled_y[:, 2]
+    columns[:, 5, 0], columns[:, 5, 1] = -scaled_y[:, 1], scaled_y[:, 0]
+    columns[:, 6] = (root * focal)[:, None] * p - seen(rotation[:, :, :2] @ x[:2])
     return Linear(
-        residual=residual,
+        residual=root[:, None] * residual,
         columns=columns,
-        depth=seen(translation[:, :, None].expand_as(y)),
-        in_front=y[:, 2] >= 0.1,
+        depth=seen(translation[..., None]),
         turn=_from_first_pose(rotation, translation),
     )
 
@@ -235,9 +239,44 @@ def cost(problem: Problem, state: State, sigma_px: float) -> float:
 
 
 def _cost(problem: Problem, predicted: Predicted, sigma_px: float) -> float:
-    residual, y = predicted
-    each = torch.where(y[:, 2] >= 0.1, torch.log1p(dot(residual, residual) / sigma_px**2), BEHIND_COST)
+    residual, _ = predicted
+    each = torch.where(in_front(predicted), torch.log1p(dot(residual, residual) / sigma_px**2), BEHIND_COST)
     return float((problem.weight * each).sum() / problem.weight.sum().clamp(min=1e-9))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mixing:
+    """Which columns a keyframe's depths are mixed with: its own pose and ln f, then the poses it has edges to.
+
+    Of 29 keyframes a sixth of all: the elimination of depths took a quarter of the time.
+    """
+
+    columns: Int[Tensor, "K W"]
+    """M, one more than there are, where a keyframe has fewer edges than others."""
+    place: Int[Tensor, " E"]
+    """Of an edge among those from the same keyframe."""
+
+    @classmethod
+    def of(cls, edges: Int[Tensor, "E 2"], num_keys: int) -> "Mixing":
+        """W = 7 + 6 times the most edges that a keyframe has."""
+        i, j = edges.T
+        place = ((i[:, None] == i).tril(-1)).sum(1)
+        six, size = torch.arange(6, device=i.device), 6 * num_keys + 1
+        others = i.new_full((num_keys, int(place.max()) + 1, 6), size)
+        others[i, place] = 6 * j[:, None] + six
+        own = 6 * torch.arange(num_keys, device=i.device)[:, None] + six
+        return cls(columns=torch.cat((own, own[:, :1] * 0 + size - 1, others.flatten(1)), 1), place=place)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Depths:
+    """The part of the normal equations that depths have."""
+
+    mixing: Mixing
+    mixed: Float[Tensor, "K W N"]
+    """Eᵀ, only the rows that `mixing` names."""
+    diagonal: Float[Tensor, "K N"]
+    gradient: Float[Tensor, "K N"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -245,38 +284,48 @@ class Normal:
     """Normal equations with the depths eliminable: B x + Eᵀ d = g, E x + C d = g_d."""
 
     camera: Float[Tensor, "M M"]
-    mixed: Float[Tensor, "M K N"]
-    depth: Float[Tensor, "K N"]
     gradient: Float[Tensor, " M"]
-    depth_gradient: Float[Tensor, "K N"]
+    depths: Depths | None
+    """None: they stay."""
 
 
-def normal_equations(problem: Problem, state: State, sigma_px: float, predicted: Predicted | None = None) -> Normal:
-    """Of the reweighted least squares; M = 6 K + 1 columns, ln f last."""
-    linear = linearize(problem, state, predicted)
-    num_keys, num_nodes = state.inverse_depth.shape
-    weight = problem.weight / (1 + dot(linear.residual, linear.residual) / sigma_px**2) / sigma_px**2
-    weight = (weight * linear.in_front)[:, None]
+def normal_equations(
+    problem: Problem, state: State, sigma_px: float, mixing: Mixing | None, predicted: Predicted | None = None
+) -> Normal:
+    """Of the reweighted least squares; M = 6 K + 1 columns, ln f last. Without `mixing` the depths stay."""
+    predicted = predicted or predict(problem, state)
+    weight = problem.weight * in_front(predicted) / (dot(predicted[0], predicted[0]) + sigma_px**2)
+    linear = linearize(problem, state, predicted, weight)
     i, j = problem.edges.T
-    size = 6 * num_keys + 1
+    size = 6 * len(state.rotation) + 1
     six = torch.arange(6, device=i.device)
     where = torch.cat((6 * i[:, None] + six, 6 * j[:, None] + six, i[:, None] * 0 + size - 1), 1)  # E 13
     both = _both_poses(linear.turn)
-
-    weighted = (linear.columns * weight[:, None]).flatten(2)
-    blocks = both.mT @ (weighted @ linear.columns.flatten(2).mT) @ both
-    right = both.mT @ (weighted @ linear.residual.flatten(1)[..., None])
-    of_depth = both.mT @ dot(weighted.view_as(linear.columns), linear.depth[:, None])
+    columns = linear.columns.flatten(2)
+    blocks = both.mT @ (columns @ columns.mT) @ both
+    right = both.mT @ (columns @ linear.residual.flatten(1)[..., None])
     new = linear.residual.new_zeros
     at = where[:, :, None] * size + where[:, None, :]
     return Normal(
         camera=new(size * size).index_add_(0, at.flatten(), blocks.flatten()).view(size, size),
-        mixed=new(size * num_keys, num_nodes)
-        .index_add_(0, (where * num_keys + i[:, None]).flatten(), of_depth.flatten(0, 1))
-        .view(size, num_keys, num_nodes),
-        depth=new(num_keys, num_nodes).index_add_(0, i, weight[:, 0] * dot(linear.depth, linear.depth)),
         gradient=new(size).index_add_(0, where.flatten(), right.flatten()),
-        depth_gradient=new(num_keys, num_nodes).index_add_(0, i, weight[:, 0] * dot(linear.depth, linear.residual)),
+        depths=None if mixing is None else _of_depths(linear, i, mixing),
+    )
+
+
+def _of_depths(linear: Linear, i: Int[Tensor, " E"], mixing: Mixing) -> Depths:
+    num_keys, width = mixing.columns.shape
+    new, num_nodes = linear.depth.new_zeros, linear.depth.shape[2]
+    products = dot(linear.columns, linear.depth[:, None])
+    mixed = new(num_keys, width, num_nodes)
+    mixed[:, :6].index_add_(0, i, linear.turn.mT @ products[:, :6])
+    mixed[:, 6].index_add_(0, i, products[:, 6])
+    mixed[:, 7:].unflatten(1, (-1, 6))[i, mixing.place] = products[:, :6]
+    return Depths(
+        mixing=mixing,
+        mixed=mixed,
+        diagonal=new(num_keys, num_nodes).index_add_(0, i, dot(linear.depth, linear.depth)),
+        gradient=new(num_keys, num_nodes).index_add_(0, i, dot(linear.depth, linear.residual)),
     )
 
 
@@ -290,49 +339,30 @@ def _both_poses(turn: Float[Tensor, "E 6 6"]) -> Float[Tensor, "E 7 13"]:
 
 
 def solve_step(
-    normal: Normal,
-    columns: Int[Tensor, " F"],
-    damping: float,
-    depths: bool = True,
-    touched: Sequence[Int[Tensor, " _"]] | None = None,
-) -> tuple[Float[Tensor, " M"], Float[Tensor, "K N"], Float[Tensor, "F F"]]:
-    """The step of the free columns and of the depths, and the system it came from (M = B - Σ EᵀE/C).
-
-    `touched`, of each keyframe: which of the free columns its depths are mixed with (`mixed_with`); None: any.
-    """
-    camera, gradient = normal.camera[columns][:, columns], normal.gradient[columns]
-    diagonal = camera.diagonal().clone()
-    blocks = []
-    if depths:
-        everything = torch.arange(len(columns), device=columns.device)
-        for k, depth in enumerate(normal.depth):
-            at = everything if touched is None else touched[k]
-            mixed = normal.mixed[columns[at], k]
-            scaled = mixed / depth
-            camera[at[:, None], at] -= scaled @ mixed.T
-            gradient[at] -= scaled @ normal.depth_gradient[k]
-            blocks.append((at, mixed))
-    system = camera + torch.diag(damping * diagonal.clamp(min=1e-3) + 1e-6)
-    free = torch.linalg.solve_ex(system, gradient)[0]
-    step = normal.gradient.new_zeros(len(normal.gradient))
-    step[columns] = free.nan_to_num()
-    depth_step = torch.zeros_like(normal.depth_gradient)
-    if depths:
-        back = torch.stack([free[at] @ mixed for at, mixed in blocks])
-        depth_step = (normal.depth_gradient - back) / normal.depth
-    return step, depth_step, system
+    normal: Normal, columns: Int[Tensor, " F"], damping: float
+) -> tuple[Float[Tensor, " M"], Float[Tensor, "K N"] | None, Float[Tensor, "F F"]]:
+    """The step of the free columns and of the depths, and the system it came from (M = B - Σ EᵀE/C)."""
+    camera, gradient = (normal.camera, normal.gradient) if normal.depths is None else _eliminated(normal, normal.depths)
+    diagonal = normal.camera.diagonal()[columns]
+    system = camera[columns][:, columns] + torch.diag(damping * diagonal.clamp(min=1e-3) + 1e-6)
+    step = torch.zeros_like(normal.gradient)
+    step[columns] = torch.linalg.solve_ex(system, gradient[columns])[0].nan_to_num()
+    if normal.depths is None:
+        return step, None, system
+    depths = normal.depths
+    of_rows = F.pad(step, (0, 1))[depths.mixing.columns]
+    back = (of_rows[:, None] @ depths.mixed)[:, 0]
+    return step, (depths.gradient - back) / depths.diagonal, system
 
 
-def mixed_with(edges: Int[Tensor, "E 2"], num_keys: int, columns: Int[Tensor, " F"]) -> list[Int[Tensor, " _"]]:
-    """Of each keyframe, the places among the free columns of its own pose, of those that it has edges to, and of ln f.
-
-    With 29 keyframes a sixth of all: the elimination of depths took a quarter of the time.
-    """
-    reached = torch.eye(num_keys + 1, dtype=torch.bool)
-    reached[edges[:, 0].cpu(), edges[:, 1].cpu()] = True
-    reached[:, -1] = True
-    pose = columns.cpu() // 6  # the last column, of ln f, alone belongs to no keyframe
-    return [reached[k, pose].nonzero()[:, 0].to(columns.device) for k in range(num_keys)]
+def _eliminated(normal: Normal, depths: Depths) -> tuple[Float[Tensor, "M M"], Float[Tensor, " M"]]:
+    """B and g without what the depths take over; one row more holds what is padding."""
+    at = depths.mixing.columns
+    scaled = -depths.mixed / depths.diagonal[:, None]
+    camera, gradient = F.pad(normal.camera, (0, 1, 0, 1)), F.pad(normal.gradient, (0, 1))
+    camera.index_put_((at[:, :, None], at[:, None]), scaled @ depths.mixed.mT, accumulate=True)
+    gradient.index_put_((at,), (scaled @ depths.gradient[..., None])[..., 0], accumulate=True)
+    return camera[:-1, :-1], gradient[:-1]
 
 
 def neighbor_mean(d: Float[Tensor, "K N"], grid: tuple[int, int]) -> Float[Tensor, "K N"]:
@@ -344,7 +374,7 @@ def neighbor_mean(d: Float[Tensor, "K N"], grid: tuple[int, int]) -> Float[Tenso
 def solve(problem: Problem, state: State, how: Solve) -> tuple[State, Fit]:
     """Iteratively reweighted Gauss-Newton until the robust cost changes by less than the tolerance."""
     columns = _free_columns(len(state.rotation), how).to(problem.edges.device)
-    touched = mixed_with(problem.edges, len(state.rotation), columns)
+    mixing = Mixing.of(problem.edges, len(state.rotation)) if how.depths else None
     predicted = predict(problem, state)
     sigma = how.sigma_px or _noise(problem, predicted, how.min_sigma_px)
     last, system = _cost(problem, predicted, sigma), None
@@ -352,10 +382,9 @@ def solve(problem: Problem, state: State, how: Solve) -> tuple[State, Fit]:
         if how.sigma_px is None and iteration and iteration % 3 == 0:
             renewed = _noise(problem, predicted, how.min_sigma_px)
             last, sigma = (last if renewed == sigma else _cost(problem, predicted, renewed)), renewed
-        normal = normal_equations(problem, state, sigma, predicted)
-        normal = _regularized(normal, problem, state, how)
-        step, depth_step, system = solve_step(normal, columns, how.damping, how.depths, touched)
-        state = _moved(state, step, depth_step, how)
+        normal = _regularized(normal_equations(problem, state, sigma, mixing, predicted), problem, state, how)
+        step, depth_step, system = solve_step(normal, columns, how.damping)
+        state = _moved(state, step, depth_step, how.rescale)
         predicted = predict(problem, state)
         now = _cost(problem, predicted, sigma)
         if abs(last - now) < how.tolerance * last:
@@ -384,24 +413,20 @@ def _free_columns(num_keys: int, how: Solve) -> Int[Tensor, " F"]:
 
 def _regularized(normal: Normal, problem: Problem, state: State, how: Solve) -> Normal:
     """With the prior on the focal length, and the smoothing of inverse depth."""
-    camera, gradient = normal.camera, normal.gradient
+    camera, gradient, depths = normal.camera, normal.gradient, normal.depths
     if how.focal_prior is not None:
         mean, std = how.focal_prior
         camera, gradient = camera.clone(), gradient.clone()
         camera[-1, -1] += 1 / std**2
         gradient[-1] += (mean - state.log_focal) / std**2
-    smooth = how.smoothing * normal.depth.median()
-    away = neighbor_mean(state.inverse_depth, problem.grid) - state.inverse_depth
-    return replace(
-        normal,
-        camera=camera,
-        gradient=gradient,
-        depth=normal.depth + smooth + 1e-6,
-        depth_gradient=normal.depth_gradient + smooth * away,
-    )
+    if depths is not None:
+        smooth = how.smoothing * depths.diagonal.median()
+        away = neighbor_mean(state.inverse_depth, problem.grid) - state.inverse_depth
+        depths = replace(depths, diagonal=depths.diagonal + smooth + 1e-6, gradient=depths.gradient + smooth * away)
+    return Normal(camera=camera, gradient=gradient, depths=depths)
 
 
-def _moved(state: State, step: Float[Tensor, " M"], depth_step: Float[Tensor, "K N"], how: Solve) -> State:
+def _moved(state: State, step: Float[Tensor, " M"], depth_step: Float[Tensor, "K N"] | None, rescale: bool) -> State:
     """The state after a limited step, with the world's free scale fixed."""
     pose = step[:-1].view(-1, 6)
     pose = pose * (0.3 / pose.abs().max().clamp(min=0.3))
@@ -409,8 +434,8 @@ def _moved(state: State, step: Float[Tensor, " M"], depth_step: Float[Tensor, "K
     rotation = turn @ state.rotation
     translation = (turn @ state.translation[..., None])[..., 0] + pose[:, :3]
     log_focal = state.log_focal + step[-1].clamp(-0.15, 0.15)
-    if not how.depths:
+    if depth_step is None:
         return replace(state, rotation=rotation, translation=translation, log_focal=log_focal)
     d = (state.inverse_depth + depth_step.clamp(-0.5, 0.5)).clamp(1e-3, 8)
-    scale = d.median() if how.rescale else d.new_tensor(1.0)
+    scale = d.median() if rescale else d.new_tensor(1.0)
     return State(rotation=rotation, translation=translation * scale, inverse_depth=d / scale, log_focal=log_focal)

@@ -60,16 +60,16 @@ def resect(
 def _resect_once(
     part: Problem, state: State, where: Int[Tensor, " F"], row: Int[Tensor, " E"], rotation_only: bool
 ) -> State:
-    linear = bundle.linearize(part, state)
-    size = bundle.dot(linear.residual, linear.residual)
+    predicted = bundle.predict(part, state)
+    size = bundle.dot(predicted[0], predicted[0])
     sigma = _noise_of_each(size.sqrt(), part.weight, row, len(where))
-    weight = part.weight * linear.in_front / (1 + size / sigma[row][:, None] ** 2)
-    columns = linear.columns[:, 3:6] if rotation_only else linear.columns[:, :6]
-    weighted = (columns * weight[:, None, None]).flatten(2)
+    weight = part.weight * bundle.in_front(predicted) / (1 + size / sigma[row][:, None] ** 2)
+    linear = bundle.linearize(part, state, predicted, weight)
+    columns = (linear.columns[:, 3:6] if rotation_only else linear.columns[:, :6]).flatten(2)
     count = columns.shape[1]
-    normal = weighted.new_zeros(len(where), count, count).index_add(0, row, weighted @ columns.flatten(2).mT)
-    right = (weighted @ linear.residual.flatten(1)[..., None])[..., 0]
-    gradient = weighted.new_zeros(len(where), count).index_add(0, row, right)
+    normal = columns.new_zeros(len(where), count, count).index_add(0, row, columns @ columns.mT)
+    right = (columns @ linear.residual.flatten(1)[..., None])[..., 0]
+    gradient = columns.new_zeros(len(where), count).index_add(0, row, right)
     damping = 1e-4 * normal.diagonal(dim1=1, dim2=2).clamp(min=1e-3)
     step = torch.linalg.solve(normal + torch.diag_embed(damping + 1e-9), gradient)
     if rotation_only:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from annotate.cameras import bundle, epipolar, estimate, focal, keyframes
-from annotate.cameras.bundle import Problem, Solve, State
+from annotate.cameras.bundle import Depths, Mixing, Problem, Solve, State
 
 EDGES = torch.tensor([(0, 1), (1, 0), (1, 2), (2, 1), (0, 2), (2, 0)])
 
@@ -71,47 +71,66 @@ def dense_weight(problem: Problem, state: State, sigma: float) -> torch.Tensor:
     return weight[:, None].expand(-1, 2, -1).flatten()
 
 
-def test_normal_equations_are_those_of_numerical_derivatives(problem: Problem, state: State) -> None:
-    sigma = 0.3
-    normal = bundle.normal_equations(problem, state, sigma)
+def mixed(depths: Depths) -> torch.Tensor:
+    """All rows of what mixes cameras with depths, M x K N."""
+    num_keys, width, num_nodes = depths.mixed.shape
+    full = torch.zeros(6 * num_keys + 2, num_keys, num_nodes, dtype=torch.float64)
+    for k in range(num_keys):
+        for w in range(width):
+            full[depths.mixing.columns[k, w], k] += depths.mixed[k, w]
+    return full[:-1].flatten(1)
+
+
+# all pairs; and such that keyframes have edges to one, two and none
+@pytest.mark.parametrize("kept", [[True] * 6, [True, True, True, False, False, False]])
+def test_normal_equations_are_those_of_numerical_derivatives(problem: Problem, state: State, kept: list[bool]) -> None:
+    sigma, problem = 0.3, problem.only(torch.tensor(kept))
+    normal = bundle.normal_equations(problem, state, sigma, Mixing.of(problem.edges, 3))
     j, w = jacobian(problem, state), dense_weight(problem, state, sigma)
     full, r = j.T @ (w[:, None] * j), bundle.predict(problem, state)[0].flatten()
     size = len(normal.gradient)
+    assert normal.depths is not None
     torch.testing.assert_close(normal.camera, full[:size, :size], rtol=1e-6, atol=1e-4)
-    torch.testing.assert_close(normal.mixed.flatten(1), full[:size, size:], rtol=1e-6, atol=1e-4)
-    torch.testing.assert_close(normal.depth.flatten(), full.diagonal()[size:], rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(mixed(normal.depths), full[:size, size:], rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(normal.depths.diagonal.flatten(), full.diagonal()[size:], rtol=1e-6, atol=1e-4)
     torch.testing.assert_close(normal.gradient, j.T[:size] @ (w * r), rtol=1e-6, atol=1e-4)
-    torch.testing.assert_close(normal.depth_gradient.flatten(), j.T[size:] @ (w * r), rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(normal.depths.gradient.flatten(), j.T[size:] @ (w * r), rtol=1e-6, atol=1e-4)
 
 
-def test_eliminating_depths_gives_the_step_of_the_full_system(problem: Problem, state: State) -> None:
-    normal = bundle.normal_equations(problem, state, 0.3)
+@pytest.mark.parametrize("kept", [[True] * 6, [True, True, True, True, False, False]])
+def test_eliminating_depths_gives_the_step_of_the_full_system(problem: Problem, state: State, kept: list[bool]) -> None:
+    problem = problem.only(torch.tensor(kept))
+    normal = bundle.normal_equations(problem, state, 0.3, Mixing.of(problem.edges, 3))
+    depths = normal.depths
+    assert depths is not None
     columns = torch.arange(6, len(normal.gradient))
     step, depth_step, _ = bundle.solve_step(normal, columns, damping=1e-3)  # else the world's free scale is singular
+    assert depth_step is not None
     damped = normal.camera + torch.diag(1e-3 * normal.camera.diagonal().clamp(min=1e-3) + 1e-6)
     full = torch.cat(
         (
-            torch.cat((damped, normal.mixed.flatten(1)), 1),
-            torch.cat((normal.mixed.flatten(1).T, torch.diag(normal.depth.flatten())), 1),
+            torch.cat((damped, mixed(depths)), 1),
+            torch.cat((mixed(depths).T, torch.diag(depths.diagonal.flatten())), 1),
         )
     )[6:, 6:]
-    right = torch.cat((normal.gradient, normal.depth_gradient.flatten()))[6:]
+    right = torch.cat((normal.gradient, depths.gradient.flatten()))[6:]
     expected = torch.linalg.solve(full, right)
     torch.testing.assert_close(torch.cat((step[6:], depth_step.flatten())), expected, rtol=1e-7, atol=1e-9)
     assert (step[:6] == 0).all()
 
 
 def test_depths_are_mixed_only_with_what_they_see(problem: Problem, state: State) -> None:
-    """A chain of keyframes: leaving out columns of keyframes without an edge changes nothing, and some are left out."""
-    chain = replace(problem.only(torch.tensor([True, True, True, True, False, False])))
-    normal = bundle.normal_equations(chain, state, 0.3)
-    normal = replace(normal, depth=normal.depth + 1e-3)
-    columns = torch.arange(6, 19)
-    touched = bundle.mixed_with(chain.edges, 3, columns)
-    assert [len(places) for places in touched] == [7, 13, 13]
-    fast, plain = (bundle.solve_step(normal, columns, 1e-6, touched=which) for which in (touched, None))
-    for one, other in zip(fast, plain, strict=True):
-        torch.testing.assert_close(one, other)
+    """A chain of keyframes: what has no edge is left out, and depths that stay change nothing for the cameras."""
+    chain = problem.only(torch.tensor([True, True, True, True, False, False]))
+    mixing = Mixing.of(chain.edges, 3)
+    poses = [[int(c) // 6 for c in row[row < 18][::6]] for row in mixing.columns]
+    assert poses == [[0, 1], [1, 0, 2], [2, 1]]
+    both = [bundle.normal_equations(chain, state, 0.3, which) for which in (mixing, None)]
+    torch.testing.assert_close(both[0].camera, both[1].camera)
+    step, depth_step, _ = bundle.solve_step(both[1], torch.arange(6, 19), 1e-6)
+    expected = torch.linalg.solve(both[1].camera[6:, 6:], both[1].gradient[6:])
+    torch.testing.assert_close(step[6:], expected, rtol=1e-3, atol=1e-5)
+    assert depth_step is None
 
 
 def test_solving_finds_the_cameras_that_made_the_flow(problem: Problem, state: State) -> None:
@@ -161,10 +180,12 @@ def test_everything_stays_on_the_device(problem: Problem, state: State) -> None:
     there = problem.to("meta")
     start = State.start(there, len(state.rotation), 30.0)
     how = Solve(iterations=1, focal=True, focal_prior=(3.0, 0.5))
-    normal = bundle._regularized(bundle.normal_equations(there, start, 0.3), there, start, how)
+    mixing = Mixing.of(problem.edges, len(state.rotation))
+    mixing = Mixing(columns=mixing.columns.to("meta"), place=mixing.place.to("meta"))
+    normal = bundle._regularized(bundle.normal_equations(there, start, 0.3, mixing), there, start, how)
     columns = bundle._free_columns(len(state.rotation), how).to("meta")
     step, depth_step, _ = bundle.solve_step(normal, columns, how.damping)
-    found = bundle._moved(start, step, depth_step, how)
+    found = bundle._moved(start, step, depth_step, how.rescale)
     between = estimate._with_between(found, [0, 2, 4], [1, 3])
     static = epipolar.tally(there, there.weight, len(state.rotation))
     for tensor in (*vars(between).values(), static, epipolar.weighted(there, static).weight, between.cam_from_world()):
