@@ -24,8 +24,8 @@ tests: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp  ## every benchmark, one after the other; none fails by a clock
 	for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-bench-labels: $(VENV)/dev.stamp  ## the embedded annotators against exact truth
-	$(BIN)/python tests/benchmarks/bench_labels.py --focals
+bench-labels: $(VENV)/dev.stamp  ## the embedded annotators against exact truth; CLIPS="PATHS": on videos of yours
+	$(BIN)/python tests/benchmarks/bench_labels.py $(if $(CLIPS),--clips $(CLIPS),--focals)
 
 chaos: $(VENV)/dev.stamp  ## kill everything, many times; nothing may be lost
 	$(BIN)/python tests/benchmarks/chaos.py

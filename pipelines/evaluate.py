@@ -45,21 +45,29 @@ def print_labels(pred: str, truth: str, json_: str | None = None) -> None:
 
 
 def evaluate_labels(pred_uri: str, truth_uri: str) -> tuple[str, dict[str, Any]]:
-    """(A table, {clips: {clip id: numbers}, total, unmatched}) of annotated shards against shards or .npz files that hold truth.
+    """(A table, {clips: {clip id: numbers}, total, unmatched, matched_by}) of annotated shards against shards or .npz truth files.
 
-    A clip's truth is that of a source of the same file name which holds all its frames; if no name agrees at all, clips are
-    taken in order. Raises ValueError if nothing can be compared.
+    A clip's truth is that of a source of the same file name which holds all its frames (`matched_by` name). Only if no clip's name
+    is among the truth's, and there are as many of one as of the other, they are taken in order. Raises ValueError if nothing can
+    be compared.
     """
     clips: dict[str, dict[str, Any]] = {}
     unmatched: list[str] = []
-    for clip, truth in _matched(pred_uri, truths.Shelf(truth_uri)):
+    shelf = truths.Shelf(truth_uri)
+    by_name = _shares_names(pred_uri, shelf)
+    for clip, truth in _by_name(pred_uri, shelf) if by_name else _in_order(pred_uri, shelf):
         if truth is None:
             unmatched.append(clip.id)
         else:
             clips[clip.id] = {"source": clip.source, **_flags(clip), **evaluate_clip(clip, truth)}
     if not clips:
         raise ValueError(f"{pred_uri}: none of {len(unmatched)} clips has its source and frames in {truth_uri}")
-    found = {"clips": clips, "total": total(list(clips.values())), "unmatched": unmatched}
+    found = {
+        "clips": clips,
+        "total": total(list(clips.values())),
+        "unmatched": unmatched,
+        "matched_by": "name" if by_name else "order",
+    }
     return _table(found), found
 
 
@@ -88,17 +96,23 @@ def total(clips: list[dict[str, Any]]) -> dict[str, float]:
     return means
 
 
-def _matched(pred_uri: str, shelf: truths.Shelf) -> Iterator[tuple[AnnotatedClip, Truth | None]]:
-    named = False
+def _shares_names(pred_uri: str, shelf: truths.Shelf) -> bool:
+    tables = shards.iter_index(pred_uri)
+    return any(truths.stem(source) in shelf for table in tables for source in table["source"].to_pylist())
+
+
+def _by_name(pred_uri: str, shelf: truths.Shelf) -> Iterator[tuple[AnnotatedClip, Truth | None]]:
     for clip in shards.read_clips(pred_uri):
-        found = next((t for t in shelf.named(truths.stem(clip.source)) if t.covers(clip)), None)
-        if found is None and not named:
-            break
-        named = True
-        yield clip, found
-    if not named:
-        for clip, truth in zip(shards.read_clips(pred_uri), shelf.in_order()):
-            yield clip, truth if len(truth.frames) == len(clip.frames) and truth.covers(clip) else None
+        yield clip, next((t for t in shelf.named(truths.stem(clip.source)) if t.covers(clip)), None)
+
+
+def _in_order(pred_uri: str, shelf: truths.Shelf) -> Iterator[tuple[AnnotatedClip, Truth | None]]:
+    statuses = (status for table in shards.iter_index(pred_uri) for status in table["status"].to_pylist())
+    if sum(status == "annotated" for status in statuses) != len(shelf):
+        yield from ((clip, None) for clip in shards.read_clips(pred_uri, ()))
+        return
+    for clip, truth in zip(shards.read_clips(pred_uri), shelf.in_order()):
+        yield clip, truth if len(truth.frames) == len(clip.frames) and truth.covers(clip) else None
 
 
 def _flags(clip: AnnotatedClip) -> dict[str, Any]:
@@ -143,7 +157,9 @@ def _cameras(clip: AnnotatedClip, truth: Truth) -> dict[str, float]:
     scene_depth = metrics.path_length(theirs)
     if truth.z is not None and truth.valid is not None and truth.valid.any():
         scene_depth = float(np.median(truth.z[truth.valid]))
-    found = {**metrics.cameras(ours, theirs, scene_depth=scene_depth), "auc30": metrics.pairwise_auc(ours, theirs)}
+    found = metrics.cameras(ours, theirs, scene_depth=scene_depth)
+    if not found["near_still"]:  # a camera that stands still has no direction of travel
+        found["auc30"] = metrics.pairwise_auc(ours, theirs)
     if truth.intrinsics is not None:
         ratio = clip.cameras.intrinsics[:, :2].mean(1) / truth.intrinsics[:, :2].mean(1)
         found["focal_error_percent"] = 100 * float(np.abs(ratio - 1).mean())
@@ -246,10 +262,16 @@ def _table(found: dict[str, Any]) -> str:
     rows.append([f"total of {len(found['clips'])}", *_cells(found["total"]), ""])
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    if found["matched_by"] == "order":
+        lines.append("no file name agrees: taken in order")
     if found["unmatched"]:
         lines.append(f"without truth: {', '.join(found['unmatched'])}")
     return "\n".join(lines)
 
 
 def _cells(values: Mapping[str, Any]) -> list[str]:
-    return [f"{values[name]:.3g}" if name in values else "-" for name in COLUMNS.values()]
+    return [_cell(values[name]) if name in values else "-" for name in COLUMNS.values()]
+
+
+def _cell(value: float) -> str:
+    return f"{value:.3g}" if abs(value) >= 1e-6 else "0"

@@ -94,6 +94,14 @@ class Shelf:
         if not self._books:
             raise ValueError(f"{uri}: holds no truth, expected annotated shards or .npz truth files")
 
+    def __len__(self) -> int:
+        """How many truths there are."""
+        return sum(map(len, self._books.values()))
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is truth of a source of this name."""
+        return name in self._books
+
     def named(self, name: str) -> Iterator[Truth]:
         """Every truth of the source of this name."""
         for book in self._books.get(name, []):

@@ -1,16 +1,20 @@
 """The embedded annotators against exact truth: the table that says whether the labels can be trained on.
 
-    python tests/benchmarks/bench_labels.py [--only NAMES] [--focals] [--colmap] [--json FILE]
+    python tests/benchmarks/bench_labels.py [--only NAMES] [--focals] [--colmap] [--json FILE] [--clips PATHS]
 
-Clips: the closed-form scenes, and `../shared/data/truth/*.mp4` as encoded where they are. CPU seconds a frame are those of cameras,
-depth and motion in one thread, the flow they ask for included; flow between adjacent and key frames is filled before, as in a run.
+Clips: the closed-form scenes, and `../shared/data/truth/*.mp4` as encoded where they are; or those of PATHS: videos, folders of
+them, annotated runs whose labels are true (`worldreel annotate mujoco:3 TRUE`). A video's truth is the `.npz` of its name beside
+it, in the layout of `pipelines/truth.py`; videos without one get the table of `bench_real.py`. CPU seconds a frame are those of
+cameras, depth and motion in one thread, the flow they ask for included; flow between adjacent and key frames is filled before, as
+in a run.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +22,14 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import bench_real
 import scene
 
-from annotate import flow_slots
-from annotate.cameras.flow_ba import FlowBA
-from annotate.depth.multiview import Multiview
-from annotate.flow.dis import Dis
-from annotate.flow.pairs import PairFlows
-from annotate.motion import Motion
 from pipelines import truth as truths
 from pipelines.evaluate import evaluate_clip
+from pipelines.sources import VIDEO_SUFFIXES
 from pipelines.truth import Truth
-from shared import video
+from shared import files, shards, video
 from shared.clip import AnnotatedClip, Clip
 
 FOCALS_PX = (220.0, 360.0, 430.0)
@@ -61,20 +61,35 @@ def main() -> None:
     parser.add_argument(
         "--colmap", action="store_true", help="pycolmap's global mapper beside it (extra second-opinion)"
     )
+    parser.add_argument("--clips", nargs="+", metavar="PATH", help="these alone: videos, folders, true runs")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{'clip':20}" + "".join(f"{name:>{width(name)}}" for name in shown(asked.colmap)) + "  flags")
-    found = {}
-    for name, clip, truth in clips(asked.focals, asked.only):
-        labeled, seconds = label(clip)
-        found[name] = measure(labeled, truth, seconds)
-        if asked.colmap:
-            assert labeled.motion is not None
-            found[name] |= colmap("colmap", clip, truth) | colmap("masked", clip, truth, labeled.motion.dynamic)
-        print(line(name, found[name], asked.colmap), flush=True)
+    try:
+        with_truth, without = brought(asked.clips) if asked.clips else (clips(asked.focals, asked.only), [])
+        found = print_table(with_truth, asked.colmap)
+        if without:
+            found |= bench_real.print_table(without)
+    except ValueError as refusal:
+        sys.exit(str(refusal))
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1))
+
+
+def print_table(wanted: Iterable[tuple[str, AnnotatedClip, Truth]], with_colmap: bool) -> dict[str, dict[str, Any]]:
+    """Label and judge each clip; returns every number of each."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, clip, truth in wanted:
+        if not found:
+            columns = "".join(f"{column:>{width(column)}}" for column in shown(with_colmap))
+            print(f"{'clip':20}{columns}  flags")
+        labeled, seconds = bench_real.label(clip)
+        found[name] = measure(labeled, truth, seconds)
+        if with_colmap:
+            assert labeled.motion is not None
+            found[name] |= colmap("colmap", clip, truth) | colmap("masked", clip, truth, labeled.motion.dynamic)
+        print(line(name, found[name], with_colmap), flush=True)
+    return found
 
 
 def clips(focals: bool, only: list[str] | None) -> Iterator[tuple[str, AnnotatedClip, Truth]]:
@@ -88,7 +103,28 @@ def clips(focals: bool, only: list[str] | None) -> Iterator[tuple[str, Annotated
             yield name, bare(true), truths.from_clip(true)
     for path in sorted(TRUTH.glob("*.mp4")):
         if not only or path.stem in only:
-            yield path.stem, encoded(path), truths.from_npz(path.with_suffix(".npz"))
+            yield path.stem, *encoded(path)
+
+
+def brought(places: list[str]) -> tuple[Iterator[tuple[str, AnnotatedClip, Truth]], list[Path]]:
+    """Clips of these places that have truth, read one by one, and the videos that have none.
+
+    Raises ValueError for a place that holds neither a video nor a run.
+    """
+    runs, pairs, alone = [], [], []
+    for place in places:
+        videos = [Path(uri) for uri in files.list_files(place, VIDEO_SUFFIXES)]
+        if not videos and not any(files.list_files(place, (".parquet",))):
+            raise ValueError(f"{place}: holds neither a video nor an annotated run")
+        runs += [] if videos else [place]
+        pairs += [path for path in videos if path.with_suffix(".npz").exists()]
+        alone += [path for path in videos if not path.with_suffix(".npz").exists()]
+    return itertools.chain(((path.stem, *encoded(path)) for path in pairs), *map(true_clips, runs)), alone
+
+
+def true_clips(run: str) -> Iterator[tuple[str, AnnotatedClip, Truth]]:
+    for true in shards.read_clips(run):
+        yield truths.stem(true.source), bare(true), truths.from_clip(true)
 
 
 def bare(clip: Clip) -> AnnotatedClip:
@@ -96,21 +132,15 @@ def bare(clip: Clip) -> AnnotatedClip:
     return AnnotatedClip(id=clip.id, rgb=clip.rgb, fps=clip.fps, source=clip.source, frames=clip.frames)
 
 
-def encoded(path: Path) -> AnnotatedClip:
-    """The frames as the file has them."""
+def encoded(path: Path) -> tuple[AnnotatedClip, Truth]:
+    """The frames as the file has them, and the truth beside it. Raises ValueError if there is no truth of one of them."""
     seen = video.probe(str(path))
     frames = np.arange(seen.num_frames)
-    return AnnotatedClip(id=path.stem, rgb=video.read(seen, frames), fps=seen.fps, source=str(path), frames=frames)
-
-
-def label(clip: AnnotatedClip) -> tuple[AnnotatedClip, float]:
-    """The labeled clip, and the CPU seconds of cameras, depth and motion."""
-    flow = PairFlows.of(clip.rgb, Dis().load())
-    clip = flow_slots.fill_flow(clip, flow)
-    start = time.process_time()
-    for annotate in (FlowBA().load(), Multiview().load(), Motion().load()):
-        clip = annotate(clip, flow)
-    return clip, time.process_time() - start
+    clip = AnnotatedClip(id=path.stem, rgb=video.read(seen, frames), fps=seen.fps, source=str(path), frames=frames)
+    truth = truths.from_npz(path.with_suffix(".npz"))
+    if not truth.covers(clip):
+        raise ValueError(f"{path}: has {len(frames)} frames, its truth {len(truth.frames)}")
+    return clip, truth
 
 
 def measure(clip: AnnotatedClip, truth: Truth, seconds: float) -> dict[str, Any]:

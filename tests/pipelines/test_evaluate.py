@@ -139,6 +139,29 @@ def test_truth_files_are_matched_by_name_and_frames(tmp_path: Path) -> None:
     assert found["unmatched"] == [other.id]
 
 
+def test_one_agreeing_name_is_enough_for_names_to_decide(tmp_path: Path) -> None:
+    """The first clip has no truth: it must not be held against the second one's."""
+    first, second = scene.tiny("dolly"), scene.tiny("orbit")
+    folder = tmp_path / "truth"
+    folder.mkdir()
+    npz(folder, second)
+    _, found = evaluate.evaluate_labels(write(tmp_path / "run", first, second), str(folder))
+    assert list(found["clips"]) == [second.id]
+    assert found["unmatched"] == [first.id]
+    assert found["matched_by"] == "name"
+
+
+def test_foreign_names_are_taken_in_order_only_if_there_are_as_many(tmp_path: Path) -> None:
+    clips = [scene.tiny("orbit"), scene.tiny("dolly")]
+    run = write(tmp_path / "run", *(replace(clip, source=f"other-{i}.mp4") for i, clip in enumerate(clips)))
+    table, found = evaluate.evaluate_labels(run, write(tmp_path / "true", *clips))
+    assert found["total"]["depth.median.abs_rel"] < 1e-6
+    assert found["matched_by"] == "order"
+    assert table.endswith("no file name agrees: taken in order")
+    with pytest.raises(ValueError, match="none of 2 clips has its source"):
+        evaluate.evaluate_labels(run, write(tmp_path / "one", clips[0]))
+
+
 def test_a_resized_prediction_meets_resized_truth() -> None:
     """A camera of 1.5 times the resolution, cropped to 64 columns: the same world, seen by a finer grid."""
     small = scene.clip("orbit", frames=5, height=48, width=64, focal=60.0)
@@ -166,6 +189,7 @@ def test_a_still_camera_is_flagged(tmp_path: Path) -> None:
     clip = scene.tiny("static")
     table, found = evaluate.evaluate_labels(write(tmp_path / "a", clip), write(tmp_path / "b", clip))
     assert found["clips"][clip.id]["cameras.near_still"] == 1
+    assert "cameras.auc30" not in found["clips"][clip.id]  # it goes nowhere: there is no direction to be right about
     assert "near_still" in table
 
 
