@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ class Views:
     raw: Problem
     voted: Problem
     device: str
+    _turned: dict[float, tuple[State, Fit]] = field(default_factory=dict)
 
     @property
     def long_side(self) -> int:
@@ -61,6 +62,12 @@ class Views:
     def focal_prior(self) -> tuple[float, float]:
         """Of ln f, for the full model: wide, and enough to stop a collapse."""
         return math.log(self.long_side), 0.6
+
+    def turned(self, focal_px: float) -> tuple[State, Fit]:
+        """The rotation model at a focal length: solved once, because several starts and the test for rotation share it."""
+        if focal_px not in self._turned:
+            self._turned[focal_px] = start.turning(self.raw, len(self.keys), focal_px)
+        return self._turned[focal_px]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,7 +147,7 @@ def _starts(views: Views, known_focal: float | None) -> Iterator[tuple[State, Fi
     """Several focal lengths before a plane, and one with depth by parallax."""
     ratios = STARTS if known_focal is None else (known_focal / views.long_side,)
     for place, ratio in enumerate(ratios):
-        turned, _ = start.turning(views.raw, len(views.keys), ratio * views.long_side)
+        turned, _ = views.turned(ratio * views.long_side)
         yield _first_solution(views, start.before_a_plane(views.raw, turned), known_focal is None)
         if place == 0:
             yield _first_solution(views, start.by_parallax(views.raw, turned), known_focal is None)
@@ -149,7 +156,7 @@ def _starts(views: Views, known_focal: float | None) -> Iterator[tuple[State, Fi
 def _further_starts(views: Views) -> Iterator[tuple[State, Fit]]:
     """Depth by parallax with the other focal lengths: right where a large mover keeps pace before a long lens."""
     for ratio in STARTS[1:]:
-        turned, _ = start.turning(views.raw, len(views.keys), ratio * views.long_side)
+        turned, _ = views.turned(ratio * views.long_side)
         yield _first_solution(views, start.by_parallax(views.raw, turned), True)
 
 
@@ -270,8 +277,8 @@ def world_from_cam(cam_from_world: Float64[np.ndarray, "T 4 4"]) -> Float64[np.n
 def _turning_camera(views: Views, known_focal: float | None) -> tuple[State, Fit]:
     """The rotation model with the best focal length it can have."""
     if known_focal is not None:
-        return start.turning(views.raw, len(views.keys), known_focal)
-    return start.turning(views.raw, len(views.keys), STARTS[0] * views.long_side, _turning_prior(views))
+        return views.turned(known_focal)
+    return start.freed(views.raw, views.turned(STARTS[0] * views.long_side)[0], _turning_prior(views))
 
 
 def _turning_prior(views: Views) -> tuple[float, float]:
@@ -323,7 +330,7 @@ def _turning(views: Views, state: State, fit: Fit, known: float | None, evidence
     Its own curve, not the full model's, tells how sure f is.
     """
     static = epipolar.by_residual(views.raw, state, fit.sigma_px)
-    how = Solve(iterations=10, translations=False, depths=False, damping=1e-5)
+    how = replace(start.TURNING, iterations=10)
     if known is None:
         how = replace(how, focal=True, focal_prior=_turning_prior(views))
     state, fit = bundle.solve(epipolar.weighted(views.raw, static), state, how)

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float64, UInt8
 
-from annotate.cameras import bundle, degenerate, epipolar, estimate, focal, start
+from annotate.cameras import bundle, degenerate, epipolar, estimate, focal
 from annotate.cameras.bundle import Solve, State
 from annotate.cameras.estimate import Solved, Views
 from annotate.depth import triangulate
+from annotate.depth.triangulate import Dense
 from annotate.flow.pairs import PairFlows
 from shared.clip import Cameras
 
@@ -52,13 +53,10 @@ class Verdict:
 
     cameras: Cameras
     """With the flags that our own tests give them."""
-    valid: float
-    """Share of all pixels with valid static depth."""
     area: float
     """Share of the flow's weight that they explain."""
     sigma_px: float
     rel_ci: float
-    dynamic: Bool[np.ndarray, "T H W"]
 
 
 def is_due(policy: str, flags: str | None) -> bool:
@@ -97,15 +95,17 @@ def opinions(views: Views, ours: Verdict, flags: str | None, timeout_s: float) -
     focal_px = float(ours.cameras.intrinsics[0, 0]) if ours.cameras.focal_source == "given" else None
     first = _mapped(views, None, focal_px, timeout_s)
     guide = first or (None if "poor_fit" in (flags or "").split(",") else ours)
-    again = None if guide is None else _mapped(views, guide.dynamic, focal_px, timeout_s)
+    again = None if guide is None else _mapped(views, dense(views, guide.cameras).dynamic, focal_px, timeout_s)
     return [one for one in (first, again) if one is not None]
+
+
+def dense(views: Views, cameras: Cameras) -> Dense:
+    """Depth and what moves by these cameras."""
+    return triangulate.dense(views.pairs, cameras, (len(views.pairs.rgb), *views.pairs.size))
 
 
 def judged(views: Views, cameras: Cameras) -> Verdict:
     """How these cameras stand against the clip's flow, poses and focal length as they are: only depths are solved for."""
-    pairs = views.pairs
-    shape = (len(pairs.rgb), *pairs.size)
-    found = triangulate.dense(pairs, cameras, shape)
     still = torch.zeros(len(views.keys), dtype=torch.bool)
     how = Solve(iterations=25, free=still, damping=1e-5, tolerance=1e-3, smoothing=estimate.LITTLE)
     state, fit = bundle.solve(views.voted, _state(views, cameras), how)
@@ -114,17 +114,15 @@ def judged(views: Views, cameras: Cameras) -> Verdict:
     state, fit = bundle.solve(problem, state, replace(how, iterations=15))
     solved = estimate.explained(views, state, fit)
     profile = _profile(views, solved)
-    evidence = estimate.weigh(views, _turned(views, state), state, fit)
+    evidence = estimate.weigh(views, views.turned(state.focal)[0], state, fit)
     given = cameras.focal_source == "given"
     weak = not given and focal.is_weak(state, views.raw, fit, profile)
     flags, _ = estimate.doubts(views, solved, evidence, given, weak)
     return Verdict(
         cameras=replace(cameras, degenerate=",".join(flags) or None, focal_rel_ci=None if given else profile.rel_ci),
-        valid=float(found.valid.mean()),
         area=solved.area,
         sigma_px=fit.sigma_px,
         rel_ci=profile.rel_ci,
-        dynamic=found.dynamic,
     )
 
 
@@ -152,11 +150,6 @@ def _state(views: Views, cameras: Cameras) -> State:
         rotation=cam_from_world[:, :3, :3],
         translation=cam_from_world[:, :3, 3] / rig.unit,
     )
-
-
-def _turned(views: Views, state: State) -> State:
-    """The rotation model at this focal length."""
-    return start.turning(views.raw, len(views.keys), state.focal)[0]
 
 
 def _mapped(

@@ -9,17 +9,18 @@ from torch import Tensor
 from annotate.cameras import bundle
 from annotate.cameras.bundle import Fit, Problem, Solve, State
 
+TURNING = Solve(iterations=12, translations=False, depths=False, damping=1e-5)
+"""The rotation model."""
 
-def turning(
-    problem: Problem, num_keyframes: int, focal: float, prior: tuple[float, float] | None = None
-) -> tuple[State, Fit]:
-    """The rotation model: no translation, everything at infinity. With a prior of ln f, f is free in the end."""
-    state = State.start(problem, num_keyframes, focal, inverse_depth=0.0)
-    how = Solve(iterations=12, translations=False, depths=False, damping=1e-5)
-    state, fit = bundle.solve(problem, state, how)
-    if prior is None:
-        return state, fit
-    return bundle.solve(problem, state, replace(how, iterations=10, focal=True, focal_prior=prior))
+
+def turning(problem: Problem, num_keyframes: int, focal: float) -> tuple[State, Fit]:
+    """The rotation model: no translation, everything at infinity."""
+    return bundle.solve(problem, State.start(problem, num_keyframes, focal, inverse_depth=0.0), TURNING)
+
+
+def freed(problem: Problem, turned: State, prior: tuple[float, float]) -> tuple[State, Fit]:
+    """The rotation model with ln f free, under a prior."""
+    return bundle.solve(problem, turned, replace(TURNING, iterations=10, focal=True, focal_prior=prior))
 
 
 def before_a_plane(problem: Problem, turned: State) -> State:

@@ -182,9 +182,8 @@ def test_the_rule_of_adoption(area: float, flags: str | None, better: bool) -> N
     """A fifth more of the flow, and no flag that forbids depth."""
     cameras = scene.tiny().cameras
     assert cameras is not None
-    moving = np.zeros((9, 48, 64), bool)
-    ours = Verdict(cameras=cameras, valid=0.9, area=0.5, sigma_px=0.2, rel_ci=0.02, dynamic=moving)
-    theirs = replace(ours, cameras=replace(cameras, degenerate=flags), valid=0.1, area=area)
+    ours = Verdict(cameras=cameras, area=0.5, sigma_px=0.2, rel_ci=0.02)
+    theirs = replace(ours, cameras=replace(cameras, degenerate=flags), area=area)
     assert second_opinion.is_better(theirs, ours) is better
 
 

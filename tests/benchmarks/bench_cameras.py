@@ -311,7 +311,8 @@ def opinions(pairs: PairFlows, clip: AnnotatedClip, ours: Cameras, truth: Truth,
     others = {f"theirs{place}": verdict for place, verdict in enumerate(theirs, 1)}
     others |= {name: second_opinion.judged(views, cameras) for name, cameras in controls(views, truth).items()}
     for name, verdict in {"ours": mine, **others}.items():
-        numbers |= {f"{name}.{key}": getattr(verdict, key) for key in ("valid", "area", "sigma_px", "rel_ci")}
+        numbers |= {f"{name}.{key}": getattr(verdict, key) for key in ("area", "sigma_px", "rel_ci")}
+        numbers[f"{name}.valid"] = float(second_opinion.dense(views, verdict.cameras).valid.mean())
         numbers[f"{name}.flags"] = verdict.cameras.degenerate or ""
         found = errors(clip, enlarged(verdict.cameras, size, clip.shape), truth)
         numbers |= {f"{name}.{key}": value for key, value in found.items()}
