@@ -35,17 +35,27 @@ def plainly(uri: str, expected: str) -> Iterator[None]:
 
 def picture(uri: str) -> UInt8[np.ndarray, "H W 3"]:
     """A color picture as RGB."""
+    return picture_of(files.read_bytes(uri), uri)
+
+
+def picture_of(data: bytes, where: str) -> UInt8[np.ndarray, "H W 3"]:
+    """As `picture`, of what a file holds that `where` names."""
     import cv2
 
-    found = _decoded(uri, cv2.IMREAD_COLOR)
+    found = _decoded(data, where, cv2.IMREAD_COLOR)
     return np.ascontiguousarray(found[..., ::-1])
 
 
 def pixels(uri: str) -> np.ndarray:
     """A picture exactly as it is stored (bits and channels); color comes out in the file's order: RGB, RGBA."""
+    return pixels_of(files.read_bytes(uri), uri)
+
+
+def pixels_of(data: bytes, where: str) -> np.ndarray:
+    """As `pixels`, of what a file holds that `where` names."""
     import cv2
 
-    found = _decoded(uri, cv2.IMREAD_UNCHANGED)
+    found = _decoded(data, where, cv2.IMREAD_UNCHANGED)
     if found.ndim == 3 and found.shape[2] >= 3:
         found = found[..., [2, 1, 0, *range(3, found.shape[2])]]
     return np.ascontiguousarray(found)
@@ -71,16 +81,15 @@ def uint16(uri: str) -> np.ndarray:
     return found
 
 
-def _decoded(uri: str, mode: int) -> np.ndarray:
+def _decoded(data: bytes, where: str, mode: int) -> np.ndarray:
     import cv2
 
-    data = np.frombuffer(files.read_bytes(uri), np.uint8)
     try:
-        found = cv2.imdecode(data, mode) if len(data) else None
+        found = cv2.imdecode(np.frombuffer(data, np.uint8), mode) if data else None
     except cv2.error:
         found = None
     if found is None:
-        raise ValueError(f"{uri}: not a picture that can be decoded")
+        raise ValueError(f"{where}: not a picture that can be decoded")
     return found
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from miniatures import drawing, extras, imported
+from miniatures import extras, imported
 
 from annotate.datasets import selfcheck
 from annotate.datasets.kubric import Kubric
@@ -140,12 +140,6 @@ def test_kubrics_depth_is_the_length_of_rays(tmp_path: Path) -> None:
     true = extras.kubric(tmp_path, rays=False)
     clip = imported.clip(Kubric(), tmp_path, 12.0)
     assert imported.point_error_mm(clip, true) > 500
-
-
-def test_tensorflow_records_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    drawing.text(tmp_path / "movi_a-train.tfrecord-00000-of-00256", "x")
-    with pytest.raises(ValueError, match="only TensorFlow reads"):
-        list(Kubric().scenes(str(tmp_path)))
 
 
 def test_realestate10k(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from miniatures import imported
-from miniatures.independent import extra_sets, paper_sets
+from miniatures.independent import extra_sets, movi, paper_sets
 from miniatures.independent.world import World
 
 from annotate.datasets import importing
@@ -21,6 +21,7 @@ from shared.shards import read_clips, read_index
 from shared.store import Store
 
 WORLD, STILL = World(), World(boxes_move=False, focal=48.0)
+INDOORS = World(ceiling=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ CASES = [
         knobs={"npz": True},
     ),
     Case(kind="kubric", write=extra_sets.kubric, fps=12, points_mm=0.06, flow_px=0.001, scene_flow_mm=0.05),
+    Case(kind="kubric", write=movi.write, fps=12, points_mm=0.06, world=INDOORS, flow_px=0.001, scene_flow_mm=0.05),
     Case(kind="spring", write=extra_sets.spring, fps=24, points_mm=0.01, flow_px=1e-4, scene_flow_mm=0.05),
     Case(
         kind="virtual_kitti2",

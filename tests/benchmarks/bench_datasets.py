@@ -28,7 +28,7 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 from miniatures import drawing, spatialvid  # noqa: E402
-from miniatures.independent import extra_sets, paper_sets  # noqa: E402
+from miniatures.independent import extra_sets, movi, paper_sets  # noqa: E402
 from miniatures.independent.world import World  # noqa: E402
 
 from pipelines import recipes, work  # noqa: E402
@@ -46,7 +46,8 @@ class Enlarged(World):
     @cached_property
     def small(self) -> World:
         f = self.factor
-        return World(self.num_frames, self.width // f, self.height // f, self.focal / f, boxes_move=self.boxes_move)
+        size = (self.num_frames, self.width // f, self.height // f, self.focal / f, self.ceiling)
+        return World(*size, boxes_move=self.boxes_move)
 
     def _large(self, image: np.ndarray) -> np.ndarray:
         return np.repeat(np.repeat(image, self.factor, axis=0), self.factor, axis=1)
@@ -102,6 +103,13 @@ def _panda(root: Path) -> None:
     spatialvid.panda(root, "0000001_00000", video=False)
     small = drawing.true(frames=FRAMES, height=90, width=160)
     spatialvid.movie(root / "00000/0000001_00000.mp4", small.clip.rgb.repeat(4, 1).repeat(4, 2))
+
+
+def _movi(root: Path) -> None:
+    """A record of MOVi-F's size: with normals and object coordinates, which nobody reads."""
+    unread = [bytes(600_000)] * min(24, FRAMES)
+    world = large(512, 512, frames=min(24, FRAMES), ceiling=True)
+    movi.write(root, world, change=lambda flat: flat.update(normal=unread, object_coordinates=unread))
 
 
 def _whole_scene(root: Path) -> None:
@@ -185,6 +193,7 @@ CASES = {
     "kubric": Case(
         "kubric", _of(extra_sets.kubric, 512, 512, frames=min(24, FRAMES)), 12, min(24, FRAMES), "512 x 512"
     ),
+    "kubric_records": Case("kubric", _movi, 12, min(24, FRAMES), "512 x 512"),
     "spring": Case("spring", _of(extra_sets.spring, 1080, 1920, factor=8), 8, size="1920 x 1080"),
     "virtual_kitti2": Case(
         "virtual_kitti2", _of(extra_sets.virtual_kitti2, 375, 1242, factor=3), 10, size="1242 x 375"

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import yaml
 from miniatures import bedlam, drawing, dynamic_replica, extras, omniworld, point_odyssey, spatialvid
+from miniatures.independent import movi
+from miniatures.independent.world import World
 
 from pipelines import annotation, datasets, sources, work
 from pipelines.datasets import DATASETS
@@ -99,6 +101,24 @@ def test_a_bucket_is_read_as_a_folder_is(tmp_path: Path, bucket: str, kind: str)
         np.testing.assert_array_equal(here.depth.z, there.depth.z)
         np.testing.assert_array_equal(here.motion.scene_flow, there.motion.scene_flow)
         np.testing.assert_array_equal(here.motion.dynamic, there.motion.dynamic)
+
+
+def test_records_in_a_bucket_are_read_as_those_in_a_folder_are(tmp_path: Path, bucket: str) -> None:
+    world = World(num_frames=drawing.FRAMES, width=64, height=48, focal=56.0, ceiling=True)
+    shard = movi.write(tmp_path / "data", world, records=2)
+    files.write_whole(f"{bucket}/{shard.relative_to(tmp_path)}", shard.read_bytes())
+    loaded: list[AnnotatedClip] = []
+    for root in (str(tmp_path / "data"), f"{bucket}/data"):
+        entries = list(sources.entries(f"movi:{root}"))
+        assert [entry.uri[-8:] for entry in entries] == ["-00001/0", "-00001/1"]
+        supplier = work.supplier("kubric", _recipe("kubric"))
+        entry = {"uri": entries[1].uri, "dataset": "kubric", "licence": "", "caption": ""}
+        supplier.cut(entry, f"{tmp_path}/a.json")
+        loaded.append(supplier.load(f"{tmp_path}/a.json", 0))
+    here, there = loaded
+    for slot, name in (("depth", "z"), ("motion", "scene_flow"), ("flow", "forward"), ("cameras", "world_from_cam")):
+        np.testing.assert_array_equal(getattr(getattr(here, slot), name), getattr(getattr(there, slot), name))
+    np.testing.assert_array_equal(here.motion.dynamic, world.dynamic)
 
 
 def test_all_miniatures_together_are_small(tmp_path: Path) -> None:
