@@ -116,9 +116,20 @@ def _path(tree: Any, loc: tuple[int | str, ...]) -> str:
 def _nearest(path: str, known: list[str]) -> str | None:
     """The knob whose name is most like the last part of `path`; of several that share it, the one whose whole path is."""
     name = path.rpartition(".")[2]
-    near = difflib.get_close_matches(name, sorted({other.rpartition(".")[2] for other in known}), n=1)
-    homes = [other for other in known if near and other.rpartition(".")[2] == near[0]]
-    return max(homes, key=lambda other: difflib.SequenceMatcher(None, path, other).ratio(), default=None)
+    near = [other for other in known if _is_near(name, other.rpartition(".")[2])]
+    return max(
+        near, key=lambda other: (_likeness(name, other.rpartition(".")[2]), _likeness(path, other)), default=None
+    )
+
+
+def _is_near(name: str, other: str) -> bool:
+    """Misspelt, or with a word more or less. Below 0.75 one slip of the pen in fifty is missed, but `device` was like `decoder`."""
+    words, others = set(name.split("_")), set(other.split("_"))
+    return words <= others or others <= words or _likeness(name, other) >= 0.75
+
+
+def _likeness(name: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, name, other).ratio()
 
 
 def _paths(schema: dict[str, Any]) -> list[str]:

@@ -85,6 +85,15 @@ def test_a_near_name_is_suggested() -> None:
     assert refused({"xyzzy": 4}).endswith("unknown knob xyzzy")
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("max_window", "depth.window"), ("wnidow", "depth.window"), ("windy", None), ("now", None), ("label", None)],
+)
+def test_what_is_far_off_is_not_suggested(name: str, meant: str | None) -> None:
+    """A word more or a slip of the pen is; a word that shares letters is not (`label` and `level`, `windy` and `window`)."""
+    assert refused({name: 4}).endswith(f"unknown knob {name}" + (f", did you mean {meant}?" if meant else ""))
+
+
 def test_a_near_name_is_suggested_with_the_way_to_it() -> None:
     assert refused({"flow": None}).endswith("unknown knob flow, did you mean checks.flow?")
     assert refused({"checks": {"rigid": {"kind": "fine", "levl": 1}}}).endswith("did you mean checks.rigid.level?")
