@@ -70,7 +70,7 @@ def with_scene_flow(clip: AnnotatedClip, knobs: Motion) -> AnnotatedClip:
     if not known.any() or (motion.dynamic[:-1] & ~known).any():
         vectors, valid, shares = scene_flow(clip, clip.flow, knobs)
         kept |= shares
-        vectors = np.where(known[..., None], motion.scene_flow, vectors)
+        vectors[known] = motion.scene_flow[known]
         motion = replace(motion, scene_flow=vectors, scene_flow_valid=known | valid)
     if motion.key_scene_flow is None:
         vectors, valid, shares = scene_flow(clip, clip.key_flow, knobs)
@@ -123,14 +123,15 @@ def _tested(clip: AnnotatedClip, flow: Flow, p: int, t: int, knobs: Motion, coun
     """Dynamic pixels of frame t whose displacement can be believed."""
     import torch
 
-    from shared import warp
+    from shared import camera, warp
 
     assert clip.motion is not None
     moving, n = clip.motion.dynamic[t], t + flow.stride
     if not moving.any():
         return moving
-    forward, backward = (torch.from_numpy(f[p : p + 1]) for f in (flow.forward, flow.backward))
-    ends = warp.targets(forward)[0][torch.from_numpy(moving)]
+    forward, backward = torch.from_numpy(flow.forward[p][moving]), torch.from_numpy(flow.backward[p])
+    uv = camera.pixel_centers(*clip.shape[1:], like=forward)[torch.from_numpy(moving)]
+    ends = uv + forward
 
     def at_end(values: np.ndarray, mode: Literal["bilinear", "nearest"] = "bilinear") -> np.ndarray:
         image = torch.from_numpy(np.ascontiguousarray(values, np.float32))[..., None]
@@ -139,7 +140,7 @@ def _tested(clip: AnnotatedClip, flow: Flow, p: int, t: int, knobs: Motion, coun
     here, there = _has_points(clip)[t], _has_points(clip)[n]
     tests = {
         "in_bounds": warp.in_bounds(ends, *clip.shape[1:]).numpy(),
-        "cycle": warp.cycle_ok(forward, backward)[0].numpy()[moving],
+        "cycle": warp.cycle(forward[None], backward[None], uv)[1][0].numpy(),
         "depth_here": here[moving],
         "depth_there": at_end(there) > 0.999,  # all four pixels around
         "edge_here": _smooth(clip, t, here, knobs.max_depth_ratio)[moving],
