@@ -119,7 +119,7 @@ def test_every_record_is_a_scene_and_nothing_else_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda data: data[:-7], r"record 1 is torn, \d+ of its \d+ bytes are there"),
+        (lambda data: data[:-2], r"record 1 is torn, \d+ of its \d+ bytes are there"),
         (lambda data: data[: len(data) // 2 + 6], "record 1 is torn, its head has 6 of 12 bytes"),
         (lambda data: data[:-9] + b"?" + data[-8:], "record 1 fails its checksum"),
         (lambda data: data[: len(data) // 2] + b"\1" + data[len(data) // 2 + 1 :], "the length of record 1 fails"),
@@ -133,6 +133,9 @@ def test_a_damaged_record_is_refused_and_those_before_it_are_not(
     shard = movi.write(tmp_path, WORLD, records=2)
     shard.write_bytes(damage(shard.read_bytes()))
     assert Kubric().open(f"{shard}/0").facts.height == 24
+    assert [uri for uri in Kubric().scenes(str(tmp_path)) if uri.endswith("/1")] == (
+        [] if told == "has no record 1" else [f"{shard}/1"]
+    )
     with pytest.raises(ValueError, match=rf"movi_e-train\.tfrecord-00000-of-00001.*{told}"):
         Kubric().open(f"{shard}/1")
 
@@ -205,6 +208,20 @@ def test_records_without_flow_objects_or_masks_bring_what_they_have(tmp_path: Pa
     assert scene.flow(0, 1) is None
     assert scene.scene_flow(0, 1, scene.frame(0)) is None
     assert scene.frame(3).z.all()
+    assert scene.facts.fps == 12
+    assert Kubric(fps=24).open(f"{shard}/0").facts.fps == 24
+
+
+@pytest.mark.parametrize("way", [1, -1])
+def test_flow_of_one_direction_needs_no_other(way: int, tmp_path: Path) -> None:
+    def change(flat: dict[str, movi.Feature]) -> None:
+        missing = "backward" if way == 1 else "forward"
+        del flat[f"{missing}_flow"], flat[f"metadata/{missing}_flow_range"]
+
+    scene = Kubric().open(f"{movi.write(tmp_path, WORLD, change=change)}/0")
+    there, _, visible, _ = WORLD.flow(1, 1 + way)
+    assert np.abs(scene.flow(1, 1 + way).values - there)[visible].max() < 1e-3
+    assert scene.flow(1, 1 - way) is None
 
 
 def test_what_is_not_asked_of_a_record_does_not_stay_in_memory(tmp_path: Path) -> None:
