@@ -5,6 +5,10 @@ and `visible` as packed bits, `world_from_cam` (T, 4, 4), `intrinsics` (fx, fy, 
 `flow_forward`, `scene_flow`.
 """
 
+import io
+import math
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -151,21 +155,21 @@ def from_clip(clip: AnnotatedClip) -> Truth:
 
 def from_npz(path: str | Path) -> Truth:
     """Reads a truth file. Raises ValueError that names the array that is missing or has another shape."""
-    import io
-
+    data = files.read_bytes(str(path))
     try:
-        with np.load(io.BytesIO(files.read_bytes(str(path))), allow_pickle=False) as arrays:
+        with zipfile.ZipFile(io.BytesIO(data)), np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
         return _truth(stem(str(path)), found)
     except KeyError as missing:
         raise ValueError(f"{path}: holds no array {missing}, expected a truth file") from None
-    except ValueError as error:
+    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: not a truth file: {error}") from None
 
 
 def _truth(name: str, found: dict[str, np.ndarray]) -> Truth:
     shape = tuple(found["shape"].tolist())
     starts = found["frames"].astype(np.int64)
+    _check_shapes(found, shape, len(starts))
     valid = _bits(found["valid"], shape)
     return Truth(
         name=name,
@@ -180,6 +184,26 @@ def _truth(name: str, found: dict[str, np.ndarray]) -> Truth:
         visible=_bits(found["visible"], (len(starts), *shape[1:])),
         scene_flow=found["scene_flow"].astype(np.float32),
     )
+
+
+def _check_shapes(found: dict[str, np.ndarray], shape: tuple[int, ...], pairs: int) -> None:
+    """Bits that are missing would be taken for zeros."""
+    if len(shape) != 3:
+        raise ValueError(f"shape is {shape}, expected frames, height and width")
+    frames, *size = shape
+    wanted: dict[str, tuple[int, ...]] = {
+        "depth_delta": shape,
+        "valid": (-(-math.prod(shape) // 8),),
+        "dynamic": (-(-math.prod(shape) // 8),),
+        "visible": (-(-pairs * math.prod(size) // 8),),
+        "world_from_cam": (frames, 4, 4),
+        "intrinsics": (4,),
+        "flow_forward": (pairs, *size, 2),
+        "scene_flow": (pairs, *size, 3),
+    }
+    for name, expected in wanted.items():
+        if found[name].shape != expected:
+            raise ValueError(f"{name} has the shape {found[name].shape}, expected {expected}")
 
 
 def _depth(delta: np.ndarray) -> np.ndarray:

@@ -65,13 +65,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    try:
-        with_truth, without = brought(asked.clips) if asked.clips else (clips(asked.focals, asked.only), [])
-        found = print_table(with_truth, asked.colmap)
-        if without:
-            found |= bench_real.print_table(without)
-    except ValueError as refusal:
-        sys.exit(str(refusal))
+    with_truth, without = brought(asked.clips) if asked.clips else (clips(asked.focals, asked.only), [])
+    found = print_table(with_truth, asked.colmap)
+    if without:
+        found |= bench_real.print_table(without)
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1))
 
@@ -107,15 +104,14 @@ def clips(focals: bool, only: list[str] | None) -> Iterator[tuple[str, Annotated
 
 
 def brought(places: list[str]) -> tuple[Iterator[tuple[str, AnnotatedClip, Truth]], list[Path]]:
-    """Clips of these places that have truth, read one by one, and the videos that have none.
-
-    Raises ValueError for a place that holds neither a video nor a run.
-    """
+    """Clips of these places that have truth, read one by one, and the videos that have none."""
     runs, pairs, alone = [], [], []
     for place in places:
+        if not files.exists(place):
+            sys.exit(f"{place}: no such file or folder")
         videos = [Path(uri) for uri in files.list_files(place, VIDEO_SUFFIXES)]
         if not videos and not any(files.list_files(place, (".parquet",))):
-            raise ValueError(f"{place}: holds neither a video nor an annotated run")
+            sys.exit(f"{place}: holds neither a video nor an annotated run")
         runs += [] if videos else [place]
         pairs += [path for path in videos if path.with_suffix(".npz").exists()]
         alone += [path for path in videos if not path.with_suffix(".npz").exists()]
@@ -133,13 +129,16 @@ def bare(clip: Clip) -> AnnotatedClip:
 
 
 def encoded(path: Path) -> tuple[AnnotatedClip, Truth]:
-    """The frames as the file has them, and the truth beside it. Raises ValueError if there is no truth of one of them."""
-    seen = video.probe(str(path))
-    frames = np.arange(seen.num_frames)
-    clip = AnnotatedClip(id=path.stem, rgb=video.read(seen, frames), fps=seen.fps, source=str(path), frames=frames)
-    truth = truths.from_npz(path.with_suffix(".npz"))
-    if not truth.covers(clip):
-        raise ValueError(f"{path}: has {len(frames)} frames, its truth {len(truth.frames)}")
+    """The frames as the file has them, and the truth beside it; ends with a sentence if one is no such file."""
+    try:
+        truth = truths.from_npz(path.with_suffix(".npz"))
+        seen = video.probe(str(path))
+        frames = np.arange(seen.num_frames)
+        clip = AnnotatedClip(id=path.stem, rgb=video.read(seen, frames), fps=seen.fps, source=str(path), frames=frames)
+    except ValueError as refusal:
+        sys.exit(str(refusal))
+    if len(frames) != len(truth.frames):
+        sys.exit(f"{path}: has {len(frames)} frames, its truth {len(truth.frames)}")
     return clip, truth
 
 

@@ -206,6 +206,20 @@ def test_nothing_to_compare_is_refused(tmp_path: Path) -> None:
         evaluate.evaluate_labels(run, str(tmp_path / "bad"))
 
 
+def test_a_truth_file_whose_arrays_disagree_is_refused(tmp_path: Path) -> None:
+    """Bits that are missing would be taken for zeros, and the figures would be wrong without a word."""
+    path = npz(tmp_path, scene.tiny("orbit"))
+    whole = dict(np.load(path))
+    for name in ("valid", "dynamic", "visible", "world_from_cam", "intrinsics", "scene_flow"):
+        np.savez(path, **{**whole, name: whole[name][:1]})
+        with pytest.raises(ValueError, match=rf"orbit-0.npz: not a truth file: {name} has the shape"):
+            truth.from_npz(path)
+    for data in (path.read_bytes()[:2000], b"text"):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="not a truth file: File is not a zip file"):
+            truth.from_npz(path)
+
+
 @pytest.mark.skipif(not SIMULATED.is_dir(), reason="the simulated clips with truth are not on this machine")
 def test_simulated_truth_agrees_with_itself() -> None:
     """Depth and cameras of the simulator, read by us, give its own flow on what stands still."""
