@@ -83,7 +83,7 @@ class Meter:
         import cv2
 
         cv2.setNumThreads(1)
-        self._search = Search("medium", finest_scale=2)
+        self._search = Search(finest_scale=2, patch_stride=3, descents=25, refinements=5)
         self._sample_seconds = sample_seconds
         self._luminance: list[float] = []
         self._change: list[float] = []

@@ -14,13 +14,17 @@ class Dis(Annotator):
     """Flow by dense inverse search, on the CPU."""
 
     kind: Literal["dis"] = "dis"
-    preset: Literal["ultrafast", "fast", "medium"] = "medium"
-    """How much each scale is refined."""
-    finest_scale: Annotated[int, Field(ge=0, le=5)] = 1
-    """Flow is searched down to 1/2^this of the size, then enlarged: 0 is full size, four times as dear as 1.
+    finest_scale: Annotated[int, Field(ge=0, le=5)] = 0
+    """Flow is searched down to 1/2^this of the size, then enlarged: 1 takes half the time, with a third more error.
 
     Small pictures use a finer one.
     """
+    patch_stride: Annotated[int, Field(ge=1, le=8)] = 5
+    """Pixels from one patch of 8 x 8 to the next, at each scale."""
+    descents: Annotated[int, Field(ge=1)] = 16
+    """Most steps of a patch's search, at each scale."""
+    refinements: Annotated[int, Field(ge=0)] = 2
+    """Variational steps after the search, at each scale."""
     threads: Annotated[int, Field(ge=1)] = 1
     """OpenCV's, in this worker; more than one may change the last bits."""
 
@@ -35,10 +39,14 @@ _PATCH_PX = 8
 class Search:
     """The search itself, on gray pictures."""
 
-    def __init__(self, preset: str, finest_scale: int) -> None:
+    def __init__(self, finest_scale: int, patch_stride: int, descents: int, refinements: int) -> None:
         import cv2  # a recipe that names `Dis` needs no OpenCV
 
-        self._dis = cv2.DISOpticalFlow.create(getattr(cv2, f"DISOPTICAL_FLOW_PRESET_{preset.upper()}"))
+        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._dis.setPatchSize(_PATCH_PX)
+        self._dis.setPatchStride(patch_stride)
+        self._dis.setGradientDescentIterations(descents)
+        self._dis.setVariationalRefinementIterations(refinements)
         self._finest_scale = finest_scale
 
     def __call__(
@@ -59,7 +67,7 @@ class _Loaded:
         import cv2
 
         cv2.setNumThreads(knobs.threads)
-        self._search = Search(knobs.preset, knobs.finest_scale)
+        self._search = Search(knobs.finest_scale, knobs.patch_stride, knobs.descents, knobs.refinements)
 
     def __call__(self, rgb: UInt8[np.ndarray, "T H W 3"], pairs: Int64[np.ndarray, "N 2"]) -> PairFlow:
         import cv2

@@ -16,9 +16,9 @@ def shifted() -> np.ndarray:
     return np.stack([texture[20 + 2 * t : 116 + 2 * t, 40 - 3 * t : 168 - 3 * t] for t in range(4)])
 
 
-@pytest.mark.parametrize("preset", ["ultrafast", "fast", "medium"])
-def test_a_shift_is_found_to_a_tenth_of_a_pixel(shifted: np.ndarray, preset: str) -> None:
-    model = Dis(preset=preset).load()
+@pytest.mark.parametrize("knobs", [{}, {"finest_scale": 1}, {"patch_stride": 3, "descents": 25, "refinements": 5}])
+def test_a_shift_is_found_to_a_tenth_of_a_pixel(shifted: np.ndarray, knobs: dict[str, int]) -> None:
+    model = Dis(**knobs).load()
     assert isinstance(model, FlowModel)
     pairs = np.array([[0, 1], [3, 0], [1, 1]])
     found = model(shifted, pairs)
