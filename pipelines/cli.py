@@ -221,7 +221,9 @@ def evaluate_latents(
 @evaluate_app.command("labels")
 def evaluate_labels(
     pred: Annotated[str, typer.Argument(help="A run's folder with labels to judge.")],
-    truth: Annotated[str, typer.Argument(help="A run's folder, or a folder of truth .npz files.")],
+    truth: Annotated[
+        str, typer.Argument(help="A run's folder, or truth .npz files named as the videos: one or a folder.")
+    ],
     json_: Annotated[str | None, typer.Option("--json", help="Also write the numbers here.")] = None,
 ) -> None:
     """Depth, cameras, flow, scene flow and masks against truth, per clip and in total."""
