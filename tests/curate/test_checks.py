@@ -142,6 +142,29 @@ def test_each_check_rejects_its_error(check: str, change: Change) -> None:
     assert not verdict.keep
 
 
+@pytest.mark.parametrize(
+    ("speed_px", "off", "score"), [(8, 0.05, 0.4), (8, 1.0, 8), (40, 0.05, 1.0), (40, 1.0, 20), (200, 0.05, 1.0)]
+)
+def test_fast_movers_are_judged_by_parts_of_their_motion(speed_px: float, off: float, score: float) -> None:
+    """Before a still camera all moves to the right, by flow as fast as said (px at 720 wide), by scene flow a part less."""
+    clip = true("static")
+    shape, px = clip.motion.scene_flow.shape[:3], speed_px * clip.shape[2] / 720
+    step = px * 2 / float(clip.cameras.intrinsics[0, 0])
+    flow = np.broadcast_to(np.float32((px, 0)), (*shape, 2)).copy()
+    moves = replace(
+        clip.motion,
+        dynamic=np.ones_like(clip.motion.dynamic),
+        scene_flow=np.broadcast_to(np.float32(((1 - off) * step, 0, 0)), (*shape, 3)).copy(),
+        scene_flow_valid=np.ones(shape, bool),
+    )
+    clip = clip.with_(
+        depth=replace(clip.depth, z=np.full_like(clip.depth.z, 2), valid=np.ones_like(clip.depth.valid)),
+        flow=replace(clip.flow, forward=flow),
+        motion=moves,
+    )
+    assert measure.scores(clip)["sf_reproj_px"] == pytest.approx(score, rel=1e-3)
+
+
 def test_missed_movers_make_patches_and_tight_masks_make_none() -> None:
     """A ribbon of wrong pixels around each mover is no missed mover, however many they are."""
     clip = true("static")
