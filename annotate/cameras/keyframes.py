@@ -93,7 +93,7 @@ def make_problem(
 def texture(frame: np.ndarray, nodes: Float[Tensor, "N 2"]) -> Float[Tensor, " N"]:
     """τ / (τ + 0.1 median τ) at the nodes, τ the least eigenvalue of the structure tensor: 0 on a blank wall."""
     gray = cv2.GaussianBlur(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (0, 0), 1)
-    least = torch.from_numpy(cv2.cornerMinEigenVal(gray, 9)).double()
+    least = torch.from_numpy(cv2.cornerMinEigenVal(gray, 9)).double().clamp(min=0)  # rounding goes below on flat ones
     column, row = nodes.long().unbind(-1)
     at_nodes = least[row, column]
     return at_nodes / (at_nodes + 0.1 * least.median() + 1e-12)

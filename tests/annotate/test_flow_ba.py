@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import scene
+import torch
 from test_multiview import SIZE, TrueFlow
 
 from annotate.cameras import estimate, keyframes, second_opinion
@@ -36,6 +37,14 @@ def turn_deg(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Angles between rotations."""
     trace = (a[:, :3, :3].mT @ b[:, :3, :3]).trace(axis1=1, axis2=2)
     return np.degrees(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
+
+
+def test_texture_is_a_share_where_rounding_makes_eigenvalues_negative() -> None:
+    """Stripes have no second direction: a weight of -1e-7 has no root, and all poses would be lost."""
+    v, u = np.mgrid[:240, :320]
+    stripes = np.repeat((128 + 60 * np.sin((u + v) / 4))[..., None], 3, axis=2).astype(np.uint8)
+    strength = keyframes.texture(stripes, torch.from_numpy(np.stack((u, v), -1).reshape(-1, 2) + 0.5))
+    assert 0 <= strength.min() <= strength.max() <= 1
 
 
 def test_a_still_camera_is_called_still() -> None:
