@@ -1,7 +1,7 @@
 """The schedule of `flow_ba`: from flows to poses, focal length and flags. Everything is in pixels at working size."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -24,9 +24,15 @@ PRIOR = 0.9
 STARTS = (0.95, 1.35, 0.7)
 """Focal lengths to start from, in long sides; so that none of them is what makes it work."""
 PRIOR_REL_CI = 0.25
-"""How sure the prior is, at best: fields of view of 46 to 72 degrees."""
+"""How sure the prior is, at best: fields of view of 46 to 72 degrees. No surer is what may be seen of a mover."""
 GOOD_PX = 0.35
 """Noise of the best start; if there is more, further ones are tried."""
+ALIKE_PX = 0.4
+"""Noise by which starts are compared: what compression leaves of the flow. By less, a mover seen well beats a room seen badly."""
+DOUBTFUL = 0.75
+"""Share of the flow that a solution explains; if the best has less, what it leaves is tried too. Plain clips: .76 and more."""
+ROUNDS = 5
+"""Of finding anew what such a solution takes for static."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,14 +103,14 @@ def estimate(pairs: PairFlows, known_focal: float | None = None, device: str = "
     evidence = weigh(views, turned, best.state, best.fit)
     if degenerate.motion_flag(evidence) == "rotation_only":
         return _turning(views, turned, turned_fit, known_focal, evidence)
-    solved, weak = refine(views, best, known_focal is None), False
-    if known_focal is None:
-        weak = focal.is_weak(solved.state, views.raw, solved.fit, best.profile)
-        if weak:
-            solved = refine(views, replace(coarse(views, prior), profile=best.profile), False)
-        else:
-            solved = replace(solved, profile=bent(views, best))
-    return _moving(views, turned, solved, known_focal, weak)
+    solved = refine(views, best, known_focal is None)
+    if known_focal is not None:
+        return _moving(views, turned, solved, "given", False)
+    weak = focal.is_weak(solved.state, views.raw, solved.fit, best.profile)
+    if weak and not focal.is_held(solved.state, views.raw, best.profile):
+        solved = refine(views, replace(coarse(views, prior), profile=best.profile), False)
+        return _moving(views, turned, solved, "prior", True)
+    return _moving(views, turned, replace(solved, profile=bent(views, best)), "self_calibrated", weak)
 
 
 def look(pairs: PairFlows, device: str = "cpu") -> Views:
@@ -119,20 +125,43 @@ def look(pairs: PairFlows, device: str = "cpu") -> Views:
 
 
 def coarse(views: Views, known_focal: float | None) -> Solved:
-    """The start that explains the largest area, solved to the end on the coarse grid, and its focal profile."""
-    candidates = [explained(views, *found) for found in _starts(views, known_focal)]
-    best = max(candidates, key=lambda solved: solved.area)
+    """The start that explains the largest area, solved to the end on the coarse grid, and its focal profile.
+
+    Where much stays unexplained, what was found may be a mover: then whatever explains most of the rest is tried too.
+    """
+    best = largest(views, _starts(views, known_focal))
     if known_focal is None and best.fit.sigma_px > GOOD_PX:
-        further = [explained(views, *found) for found in _further_starts(views)]
-        best = max([best, *further], key=lambda solved: solved.area)
-    problem = epipolar.weighted(views.raw, best.static)
-    how = Solve(iterations=15, tolerance=1e-5, smoothing=LITTLE)
-    if known_focal is None:
-        how = replace(how, focal=True, focal_prior=views.focal_prior)
-    best = explained(views, *bundle.solve(problem, best.state, how))
-    if known_focal is not None:
+        best = largest(views, [(best.state, best.fit), *_further_starts(views)])
+    free_focal = known_focal is None
+    best = settled(views, best, free_focal)
+    far = views.raw.only(degenerate.far(views.raw))
+    if degenerate.agreeing_share(far, best.state, best.fit.sigma_px) < DOUBTFUL:
+        best = largest(views, [(best.state, best.fit), *_rest(views, best, known_focal)])
+    if not free_focal:
         return best
     return replace(best, profile=focal.profile(epipolar.weighted(views.raw, best.static), best.state, best.fit))
+
+
+def settled(views: Views, found: Solved, free_focal: bool, tolerance: float = 1e-5) -> Solved:
+    """Solved again on what it takes for static."""
+    how = Solve(iterations=15, tolerance=tolerance, smoothing=LITTLE)
+    if free_focal:
+        how = replace(how, focal=True, focal_prior=views.focal_prior)
+    return explained(views, *bundle.solve(epipolar.weighted(views.raw, found.static), found.state, how))
+
+
+def _rest(views: Views, found: Solved, known_focal: float | None) -> Iterator[tuple[State, Fit]]:
+    """Two solutions for what another leaves; they start on little, and grow. Without the vote: the same mover may have won it."""
+    rest = replace(views, voted=epipolar.weighted(views.raw, 1 - found.static))
+    turned, _ = start.turning(rest.voted, len(views.keys), known_focal or STARTS[0] * views.long_side)
+    for begin in (start.before_a_plane, start.by_parallax):
+        state, fit = _first_solution(rest, begin(rest.voted, turned), known_focal is None)
+        one = explained(views, state, fit)
+        for _ in range(ROUNDS):
+            one = settled(views, one, known_focal is None, 1e-3)
+        one = replace(one, static=epipolar.by_residual(views.raw, one.state, ALIKE_PX))
+        one = settled(views, one, known_focal is None)
+        yield one.state, one.fit
 
 
 def bent(views: Views, found: Solved) -> focal.Profile:
@@ -168,11 +197,21 @@ def _first_solution(views: Views, state: State, free_focal: bool) -> tuple[State
     return bundle.solve(views.voted, state, how)
 
 
+def largest(views: Views, found: Iterable[tuple[State, Fit]]) -> Solved:
+    """The solution that explains most, all measured alike: by its own noise, a poor fit forgives itself."""
+    state, fit = max(found, key=lambda one: area(views, epipolar.by_residual(views.raw, one[0], ALIKE_PX)))
+    return explained(views, state, fit)
+
+
 def explained(views: Views, state: State, fit: Fit) -> Solved:
     static = epipolar.by_residual(views.raw, state, fit.sigma_px)
+    return Solved(state=state, fit=fit, static=static, area=area(views, static))
+
+
+def area(views: Views, static: Float[Tensor, "K N"]) -> float:
+    """Share of the flow's weight that is static."""
     weight = views.raw.weight
-    area = float((weight * static[views.raw.edges[:, 0]]).sum() / weight.sum().clamp(min=1e-9))
-    return Solved(state=state, fit=fit, static=static, area=area)
+    return float((weight * static[views.raw.edges[:, 0]]).sum() / weight.sum().clamp(min=1e-9))
 
 
 def refine(views: Views, best: Solved, free_focal: bool) -> Solved:
@@ -286,16 +325,18 @@ def _turning_prior(views: Views) -> tuple[float, float]:
     return math.log(views.long_side), 0.5
 
 
-def _moving(views: Views, turned: State, solved: Solved, known: float | None, weak: bool) -> Estimate:
-    """The full model's answer, and every flag that applies."""
+def _moving(views: Views, turned: State, solved: Solved, source: str, weak: bool) -> Estimate:
+    """The full model's answer, where its focal length comes from, and every flag that applies."""
     evidence = weigh(views, turned, solved.state, solved.fit)
-    flags, plane_share = doubts(views, solved, evidence, known is not None, weak)
-    rel_ci = solved.profile.rel_ci if known is None and solved.profile else None
+    flags, plane_share = doubts(views, solved, evidence, source == "given", weak)
+    rel_ci = solved.profile.rel_ci if solved.profile else None
+    if rel_ci is not None and (source == "prior" or "dynamic_dominated" in flags):
+        rel_ci = max(rel_ci, PRIOR_REL_CI)
     return Estimate(
         world_from_cam=infill(views, solved.state, solved.static),
         focal_px=solved.state.focal,
-        focal_source="given" if known else "prior" if weak else "self_calibrated",
-        focal_rel_ci=max(rel_ci, PRIOR_REL_CI) if rel_ci is not None and weak else rel_ci,
+        focal_source=source,
+        focal_rel_ci=rel_ci,
         flags=flags,
         evidence=asdict(evidence) | {"keyframes": len(views.keys), "area": solved.area, "plane_share": plane_share},
     )
