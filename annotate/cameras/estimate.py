@@ -376,7 +376,12 @@ def _turning(views: Views, state: State, fit: Fit, known: float | None, evidence
         how = replace(how, focal=True, focal_prior=_turning_prior(views))
     state, fit = bundle.solve(epipolar.weighted(views.raw, static), state, how)
     spread = focal.CORRELATED * fit.focal_std
-    weak = known is None and (spread > 0.1 or not 0.5 <= state.focal / max(views.pairs.size) <= 2)
+    if known is None and not focal.is_plausible(state, views.raw):
+        prior = PRIOR * views.long_side
+        guess = _turning(views, *start.turning(views.raw, len(views.keys), prior), prior, evidence)
+        flags = ("rotation_only", "focal_weak")
+        return replace(guess, focal_source="prior", focal_rel_ci=PRIOR_REL_CI, flags=flags)
+    weak = known is None and spread > 0.1
     poses = infill(views, state, static, rotation_only=True)
     poses[:, :3, 3] = 0
     return Estimate(

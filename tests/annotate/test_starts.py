@@ -85,15 +85,21 @@ def test_behind_a_mover_the_room_is_found(views: Views, room: State, mover: Stat
 
 
 @pytest.mark.parametrize(
-    ("rel_ci", "focal_px", "weak", "held"),
-    [(0.04, 300.0, False, True), (0.08, 300.0, True, True), (0.2, 300.0, True, False), (0.04, 700.0, True, False)],
+    ("width", "noise", "focal_px", "weak", "held"),
+    [
+        (0.04, 1.0, 300.0, False, True),
+        (0.08, 1.0, 300.0, True, True),
+        (0.2, 1.0, 300.0, True, False),
+        (0.15, 0.5, 300.0, True, False),
+        (0.04, 1.0, 700.0, True, False),
+    ],
 )
 def test_a_weak_focal_length_is_kept_while_the_cost_holds_it(
-    views: Views, rel_ci: float, focal_px: float, weak: bool, held: bool
+    views: Views, width: float, noise: float, focal_px: float, weak: bool, held: bool
 ) -> None:
     state = State.start(views.raw, KEYS, focal_px)
-    lift = 0.01 * focal.PUSH**2 / rel_ci**2
-    curve = Profile(here=0.5, below=0.5 + lift, above=0.5 + lift, noise_ratio=1.0)
-    assert curve.rel_ci == pytest.approx(rel_ci)
+    lift = 0.01 * focal.PUSH**2 / width**2
+    curve = Profile(here=0.5, below=0.5 + lift, above=0.5 + lift, noise_ratio=noise)
+    assert curve.rel_ci == pytest.approx(width * noise)
     assert focal.is_weak(state, views.raw, Fit(sigma_px=0.15, cost=0.5, focal_std=0.001), curve) == weak
     assert focal.is_held(state, views.raw, curve) == held
