@@ -41,6 +41,8 @@ class Evidence:
     """90th minus 10th percentile of what translation adds to the prediction."""
     agreeing: float
     """Share of weighted nodes the full model explains."""
+    turning: float
+    """The same of the rotation model."""
     sigma_px: float
     cycle_px: float
     """Median forward-backward error of the flow."""
@@ -127,11 +129,12 @@ def is_plane(share: float) -> bool:
 def motion_flag(e: Evidence) -> str | None:
     """At most one of static_camera, rotation_only, low_parallax.
 
-    `rotation_only` is wide on purpose: a pixel of parallax is useless for depth.
+    `rotation_only` is wide on purpose: a pixel of parallax is useless for depth. But a large mover that keeps pace turns with the
+    camera, and may be half of what is seen.
     """
     if is_static(e.flow_px, e.still_border):
         return "static_camera"
-    if e.rotation_px < max(0.45, 2 * e.full_px) and e.rotation_px < 0.8:
+    if e.rotation_px < max(0.45, 2 * e.full_px) and e.rotation_px < 0.8 and e.turning > 0.8 * e.agreeing:
         return "rotation_only"
     # the residual of the rotation model fires on good long-lens clips too; the spread of parallax does not
     return "low_parallax" if e.spread_px < LEAST_SPREAD_PX else None

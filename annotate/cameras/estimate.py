@@ -244,6 +244,7 @@ def weigh(views: Views, turning: State, state: State, fit: Fit) -> Evidence:
         full_px=degenerate.median_residual(far, coarse_state),
         spread_px=degenerate.parallax_spread(far, coarse_state),
         agreeing=degenerate.agreeing_share(far, coarse_state, fit.sigma_px),
+        turning=degenerate.agreeing_share(far, turning, fit.sigma_px),
         sigma_px=fit.sigma_px,
         cycle_px=float(error.median()),
     )

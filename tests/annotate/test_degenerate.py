@@ -6,6 +6,7 @@ import torch
 
 from annotate.cameras import degenerate, keyframes
 from annotate.cameras.bundle import Problem
+from annotate.cameras.degenerate import Evidence
 
 SIZE = (240, 320)
 GRID, NODES = keyframes.node_grid(SIZE, 20)
@@ -46,3 +47,20 @@ def test_what_keeps_pace_does_not_make_the_camera_still() -> None:
     problem = seen(flow)
     assert degenerate.median_flow(problem) == pytest.approx(5)
     assert degenerate.still_border(problem) == 0
+
+
+@pytest.mark.parametrize(("turning", "flag"), [(0.95, "rotation_only"), (0.55, None)])
+def test_what_turns_with_the_camera_must_be_about_all(turning: float, flag: str | None) -> None:
+    found = Evidence(
+        flow_px=5.0,
+        still_border=0.0,
+        confident=0.9,
+        rotation_px=0.02,
+        full_px=0.02,
+        spread_px=20.0,
+        agreeing=0.98,
+        turning=turning,
+        sigma_px=0.15,
+        cycle_px=0.1,
+    )
+    assert degenerate.motion_flag(found) == flag

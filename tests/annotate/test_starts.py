@@ -90,7 +90,7 @@ def test_behind_a_mover_the_room_is_found(views: Views, room: State, mover: Stat
         (0.04, 1.0, 300.0, False, True),
         (0.08, 1.0, 300.0, True, True),
         (0.2, 1.0, 300.0, True, False),
-        (0.15, 0.5, 300.0, True, False),
+        (0.15, 0.5, 300.0, True, False),  # small noise, and yet a wide valley
         (0.04, 1.0, 700.0, True, False),
     ],
 )
