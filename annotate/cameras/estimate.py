@@ -29,6 +29,10 @@ GOOD_PX = 0.35
 """Noise of the best start; if there is more, further ones are tried."""
 ALIKE_PX = 0.4
 """Noise by which starts are compared: what compression leaves of the flow. By less, a mover seen well beats a room seen badly."""
+POOR_AREA = 0.6
+"""Of the flow's weight that the best start explains within that noise; if it is less, further starts are tried."""
+CLEARLY = 1.05
+"""Times as much must a further start explain to be taken."""
 DOUBTFUL = 0.75
 """Share of the flow that a solution explains; if the best has less, what it leaves is tried too. Plain clips: .76 and more."""
 ROUNDS = 5
@@ -130,8 +134,8 @@ def coarse(views: Views, known_focal: float | None) -> Solved:
     Where much stays unexplained, what was found may be a mover: then whatever explains most of the rest is tried too.
     """
     best = largest(views, _starts(views, known_focal))
-    if known_focal is None and best.fit.sigma_px > GOOD_PX:
-        best = largest(views, [(best.state, best.fit), *_further_starts(views)])
+    if known_focal is None and (best.fit.sigma_px > GOOD_PX or _alike(views, best.state, best.fit) < POOR_AREA):
+        best = _clearly_larger(views, best, _further_starts(views))
     free_focal = known_focal is None
     best = settled(views, best, free_focal)
     far = views.raw.only(degenerate.far(views.raw))
@@ -199,8 +203,20 @@ def _first_solution(views: Views, state: State, free_focal: bool) -> tuple[State
 
 def largest(views: Views, found: Iterable[tuple[State, Fit]]) -> Solved:
     """The solution that explains most, all measured alike: by its own noise, a poor fit forgives itself."""
-    state, fit = max(found, key=lambda one: area(views, epipolar.by_residual(views.raw, one[0], ALIKE_PX)))
+    state, fit = max(found, key=lambda one: _alike(views, *one))
     return explained(views, state, fit)
+
+
+def _clearly_larger(views: Views, best: Solved, others: Iterable[tuple[State, Fit]]) -> Solved:
+    """The largest of the others, or what there is where they explain hardly more: then neither is known to be better."""
+    other = largest(views, others)
+    gain = _alike(views, other.state, other.fit) / max(_alike(views, best.state, best.fit), 1e-9)
+    return other if gain > CLEARLY else best
+
+
+def _alike(views: Views, state: State, fit: Fit) -> float:
+    """Share of the flow's weight that a solution explains within the noise that all are given."""
+    return area(views, epipolar.by_residual(views.raw, state, ALIKE_PX))
 
 
 def explained(views: Views, state: State, fit: Fit) -> Solved:
