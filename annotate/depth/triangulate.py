@@ -20,8 +20,6 @@ FAR = 0.1
 """Of the inverse depth of what is near."""
 BEYOND = 3.0
 """Standard deviations below zero from which on an inverse depth is negative: noise alone makes many of what is far so."""
-LEAST_PX = 0.15
-"""No frame is believed to have less noise: where flow is good, half of the nodes miss by .03 to .15 px."""
 STEPS, SHARP_FROM = 5, 3
 """Gauss-Newton steps, and the first one with the narrower robust kernel."""
 
@@ -277,7 +275,7 @@ def evaluate(views: Views, d: Float[Tensor, " N"], enough: int = 2) -> Nodes:
 def _sigma(square: Float[Tensor, "J N"], weight: Float[Tensor, "J N"]) -> float:
     """1.2 times the median residual of confident nodes, pixels; every fifth node tells it as well as all."""
     confident = square[:, ::5][weight[:, ::5] > 0.3]
-    return min(max(1.2 * float(confident.median().sqrt()), LEAST_PX), 4.0) if confident.numel() else 4.0
+    return min(max(1.2 * float(confident.median().sqrt()), 0.25), 4.0) if confident.numel() else 4.0
 
 
 def _steps(
