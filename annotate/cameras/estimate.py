@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -68,6 +69,11 @@ class Views:
         """Pixels."""
         return max(self.pairs.size)
 
+    @cached_property
+    def far(self) -> Problem:
+        """What edges between keyframes at least 2 apart say."""
+        return self.raw.only(degenerate.far(self.raw))
+
     @property
     def focal_prior(self) -> tuple[float, float]:
         """Of ln f, for the full model: wide, and enough to stop a collapse."""
@@ -98,8 +104,7 @@ def estimate(pairs: PairFlows, known_focal: float | None = None, device: str = "
     if len(pairs.rgb) == 1:
         return _still(1, prior, known_focal, {})
     views = look(pairs, device)
-    far = views.raw.only(degenerate.far(views.raw))
-    flow_px, still_border = degenerate.median_flow(far), degenerate.still_border(far)
+    flow_px, still_border = degenerate.median_flow(views.far), degenerate.still_border(views.far)
     if degenerate.is_static(flow_px, still_border):
         return _still(len(pairs.rgb), prior, known_focal, {"flow_px": flow_px, "still_border": still_border})
     turned, turned_fit = _turning_camera(views, known_focal)
@@ -133,13 +138,12 @@ def coarse(views: Views, known_focal: float | None) -> Solved:
 
     Where much stays unexplained, what was found may be a mover: then whatever explains most of the rest is tried too.
     """
-    best = largest(views, _starts(views, known_focal))
-    if known_focal is None and (best.fit.sigma_px > GOOD_PX or _alike(views, best.state, best.fit) < POOR_AREA):
-        best = _clearly_larger(views, best, _further_starts(views))
     free_focal = known_focal is None
+    best = largest(views, _starts(views, known_focal))
+    if free_focal and (best.fit.sigma_px > GOOD_PX or _alike(views, best.state) < POOR_AREA):
+        best = _clearly_larger(views, best, _further_starts(views))
     best = settled(views, best, free_focal)
-    far = views.raw.only(degenerate.far(views.raw))
-    if degenerate.agreeing_share(far, best.state, best.fit.sigma_px) < DOUBTFUL:
+    if degenerate.agreeing_share(views.far, best.state, best.fit.sigma_px) < DOUBTFUL:
         best = largest(views, [(best.state, best.fit), *_rest(views, best, known_focal)])
     if not free_focal:
         return best
@@ -203,18 +207,18 @@ def _first_solution(views: Views, state: State, free_focal: bool) -> tuple[State
 
 def largest(views: Views, found: Iterable[tuple[State, Fit]]) -> Solved:
     """The solution that explains most, all measured alike: by its own noise, a poor fit forgives itself."""
-    state, fit = max(found, key=lambda one: _alike(views, *one))
+    state, fit = max(found, key=lambda one: _alike(views, one[0]))
     return explained(views, state, fit)
 
 
 def _clearly_larger(views: Views, best: Solved, others: Iterable[tuple[State, Fit]]) -> Solved:
     """The largest of the others, or what there is where they explain hardly more: then neither is known to be better."""
     other = largest(views, others)
-    gain = _alike(views, other.state, other.fit) / max(_alike(views, best.state, best.fit), 1e-9)
+    gain = _alike(views, other.state) / max(_alike(views, best.state), 1e-9)
     return other if gain > CLEARLY else best
 
 
-def _alike(views: Views, state: State, fit: Fit) -> float:
+def _alike(views: Views, state: State) -> float:
     """Share of the flow's weight that a solution explains within the noise that all are given."""
     return area(views, epipolar.by_residual(views.raw, state, ALIKE_PX))
 
@@ -249,7 +253,7 @@ def enlarged(values: Float[Tensor, "K n"], grid: tuple[int, int], wanted: tuple[
 def weigh(views: Views, turning: State, state: State, fit: Fit) -> Evidence:
     """The numbers the flags are decided on, on the coarse grid."""
     coarse_state = replace(state, inverse_depth=enlarged(state.inverse_depth, _grid(views, state), views.raw.grid))
-    far = views.raw.only(degenerate.far(views.raw))
+    far = views.far
     frames = np.array(views.keys)[far.edges.cpu().numpy()]
     _, confidence, error = views.pairs.at_nodes(frames, far.nodes)
     return Evidence(
@@ -364,7 +368,7 @@ def doubts(
 ) -> tuple[tuple[str, ...], float]:
     """The flags of a moving camera, and how much of what is static one plane explains."""
     motion = degenerate.motion_flag(evidence)
-    plane_share = epipolar.plane_share(views.raw.only(degenerate.far(views.raw)), solved.static)
+    plane_share = epipolar.plane_share(views.far, solved.static)
     lens = solved.profile is not None and solved.profile.least > focal.LENS_SHIFT
     doubtful = weak or (not focal_known and (lens or degenerate.is_plane(plane_share)))
     flags = ([motion] if motion else []) + ["focal_weak"] * doubtful + degenerate.fit_flags(evidence)
@@ -393,9 +397,9 @@ def _turning(views: Views, state: State, fit: Fit, known: float | None, evidence
         how = replace(how, focal=True, focal_prior=_turning_prior(views))
     state, fit = bundle.solve(epipolar.weighted(views.raw, static), state, how)
     spread = focal.CORRELATED * fit.focal_std
-    if known is None and not focal.is_plausible(state, views.raw):
+    if known is None and not focal.is_plausible(state.focal, views.pairs.size):
         prior = PRIOR * views.long_side
-        guess = _turning(views, *start.turning(views.raw, len(views.keys), prior), prior, evidence)
+        guess = _turning(views, *views.turned(prior), prior, evidence)
         flags = ("rotation_only", "focal_weak")
         return replace(guess, focal_source="prior", focal_rel_ci=PRIOR_REL_CI, flags=flags)
     weak = known is None and spread > 0.1

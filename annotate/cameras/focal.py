@@ -98,7 +98,7 @@ def unbent(problem: Problem, bend: float) -> Problem:
 def is_weak(state: State, problem: Problem, fine: Fit, bent: Profile | None) -> bool:
     """Not held by the cost, to 5 % as far as noise goes."""
     flat = bent is not None and (bent.lift < 0.002 or bent.rel_ci > 0.05)
-    return not is_plausible(state, problem) or CORRELATED * fine.focal_std > 0.1 or flat
+    return not is_plausible(state.focal, problem.size) or CORRELATED * fine.focal_std > 0.1 or flat
 
 
 def is_held(state: State, problem: Problem, bent: Profile | None) -> bool:
@@ -106,9 +106,9 @@ def is_held(state: State, problem: Problem, bent: Profile | None) -> bool:
 
     Compression bends flow where it leaves no noise. Measured on simulated clips: 7 % off at most; less held ones up to three times.
     """
-    return is_plausible(state, problem) and (bent is None or (bent.lift >= 0.002 and bent.width <= HELD))
+    return is_plausible(state.focal, problem.size) and (bent is None or (bent.lift >= 0.002 and bent.width <= HELD))
 
 
-def is_plausible(state: State, problem: Problem) -> bool:
+def is_plausible(focal_px: float, size: tuple[int, int]) -> bool:
     """Within 0.5 to 2 long sides: generated video collapsed to 14 degrees with no other alarm."""
-    return 0.5 <= state.focal / max(problem.size) <= 2
+    return 0.5 <= focal_px / max(size) <= 2

@@ -160,7 +160,7 @@ def _mapped(
         mapped = map_globally(pairs.rgb, moving, focal_px=focal_px, timeout_s=timeout_s)
     except ValueError:  # no opinion is no reason to lose ours
         return None
-    if not mapped.registered.all() or not 0.5 <= mapped.focal_px / max(pairs.size) <= 2:
+    if not mapped.registered.all() or not focal.is_plausible(mapped.focal_px, pairs.size):
         return None
     cameras = to_cameras(mapped, (len(pairs.rgb), *pairs.size))
     return judged(views, cameras if focal_px is None else replace(cameras, focal_source="given"))

@@ -140,9 +140,7 @@ class Example:
         try:
             for features in _messages(data):
                 for entry in _messages(features):
-                    parts = dict(
-                        _fields(entry)
-                    )  # 1: its name; 2: a message of one field, the list, numbered by its kind
+                    parts = dict(_fields(entry))  # 1: its name; 2: a message of one field, a list, numbered by its kind
                     for kind, values in _fields(parts[2]):
                         self._features[bytes(parts[1]).decode()] = kind, values
         except (ValueError, KeyError):
